@@ -1,5 +1,8 @@
 """The command line: arguments and wiring, no logic of its own.
 
+This module and ``jax_setup`` import others in functions: JAX may reject its settings when it is imported,
+which is reported in one line, and ``popjax --help`` is immediate without it.
+
 Exit codes: 0 done; 1 the run failed; 2 bad input, reported in one line; 130 (143) ended by Ctrl-C (SIGTERM)
 with the State saved.
 """
@@ -12,10 +15,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from popjax.cli import jax_setup
-from popjax.host import recipes
+from popjax.host import recipes, terminal
 from popjax.host.errors import FAILURES, Interrupted, Refused
 from popjax.host.recipes import METHODS
 from popjax.host.terminal import complain
+from popjax.version import __version__
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -58,37 +62,37 @@ def run(argv: Sequence[str] | None = None) -> int:
 
 def evaluate(argv: Sequence[str] | None = None) -> int:
     """Evaluate a run, as ``scripts/evaluate.py``; return the exit code."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    from popjax.cli import results
-
-    return _guarded(lambda: results.evaluate(arguments), arguments)
+    return _of_results("evaluate", argv)
 
 
 def report(argv: Sequence[str] | None = None) -> int:
     """Write a page about runs, as ``scripts/report.py``; return the exit code."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    from popjax.cli import results
-
-    return _guarded(lambda: results.report(arguments), arguments)
+    return _of_results("report", argv)
 
 
 def export(argv: Sequence[str] | None = None) -> int:
     """Write a policy that acts without popjax, as ``scripts/export.py``; return the exit code."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    from popjax.cli import results
+    return _of_results("export", argv)
 
-    return _guarded(lambda: results.export(arguments), arguments)
+
+def _of_results(name: str, argv: Sequence[str] | None) -> int:
+    """Run the function ``name`` of ``results``, which is imported only after the settings of JAX were
+    checked."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+
+    def command() -> None:
+        from popjax.cli import results
+
+        getattr(results, name)(arguments)
+
+    return _guarded(command, arguments)
 
 
 def _guarded(command: Callable[[], None], argv: Sequence[str]) -> int:
     """Run ``command``, return its exit code; a user's mistake becomes one line, a bug keeps its traceback."""
-    from popjax.host import terminal
-
     jax_setup.see_current_directory()
     terminal.open_missing()
     if list(argv) == ["--version"]:
-        from popjax.version import __version__
-
         print(f"popjax {__version__}")
         return 0
     terminal.write_any_text()

@@ -5,15 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
-from popjax.host import recipes
+import jax
+
+from popjax.cli import parse
+from popjax.core import Built, Env, Method
+from popjax.envs import make
+from popjax.host import garbage, paths, recipes
+from popjax.host.checkpoints import checkpoint
+from popjax.host.deploy import chosen_policy
 from popjax.host.errors import Refused
-
-if TYPE_CHECKING:
-    from popjax.core import Env, Method
-    from popjax.host.scaling import Member
-    from popjax.recipe import Recipe
+from popjax.host.runs import run_group, rundir
+from popjax.host.scaling import Member, sweep
+from popjax.host.terminal import complain
+from popjax.recipe import Recipe, checked, defaults
+from popjax.replay import packed
 
 
 class Loaded(NamedTuple):
@@ -37,15 +44,6 @@ def load(run_dir: str | Path, member: int | None = None, picked: str | None = No
     Raises:
         Refused: there is no run, no intact checkpoint or no such member.
     """
-    import jax
-
-    from popjax.host import garbage, paths
-    from popjax.host.checkpoints import checkpoint
-    from popjax.host.deploy import chosen_policy
-    from popjax.host.runs import run_group, rundir
-    from popjax.host.scaling import sweep
-    from popjax.host.terminal import complain
-    from popjax.replay import packed
 
     root = run_group.run_of(paths.path(run_dir), member)
     saved = _buildable(root)
@@ -85,8 +83,6 @@ def load(run_dir: str | Path, member: int | None = None, picked: str | None = No
 
 def _buildable(root: Path) -> dict[str, Any]:
     """Return the content of ``config.json``, after checking that the run can be rebuilt from it."""
-    from popjax.host.runs import rundir
-
     saved = rundir.read_config(root)
     if saved.get("not_rebuilt") or not saved.get("config"):
         why = saved.get("not_rebuilt") or "it was not made by popjax train"
@@ -96,8 +92,7 @@ def _buildable(root: Path) -> dict[str, Any]:
 
 def rebuilt(saved: dict[str, Any]) -> tuple[Env, Method, Any, Any]:
     """Rebuild the environment, method, ``Config`` and ``Hyper`` recorded in a ``config.json``."""
-    from popjax.cli import parse, pretrained
-    from popjax.recipe import defaults
+    from popjax.cli import pretrained  # which loads runs by this module
 
     if "agents" not in saved:
         raise Refused(f"the run was made by an earlier popjax; read it with commit {saved.get('git_commit')}")
@@ -123,12 +118,10 @@ def further_envs(recipe: Recipe, tasks: dict[str, list[str]]) -> dict[str, Any]:
 
 def _further_env(option: str, text: str) -> Any:
     """Return the task that "SUITE/TASK" or "SUITE/TASK KEY=VALUE ..." names."""
-    from popjax.cli.parse import key_values
-
     if not text.strip():
         raise Refused(f"--{option} needs SUITE/TASK, got {text!r}")
     name, *options = text.split()
-    return make_env(name, key_values(options, f"--{option}"))
+    return make_env(name, parse.key_values(options, f"--{option}"))
 
 
 def preset_options(recipe: Recipe, task: str | None, given: Mapping[str, Any]) -> list[str]:
@@ -140,16 +133,12 @@ def preset_options(recipe: Recipe, task: str | None, given: Mapping[str, Any]) -
 
 def with_preset(recipe: Recipe, option: str, text: str) -> str:
     """Return the further task "SUITE/TASK KEY=VALUE ..." with the options of the method's preset for it."""
-    from popjax.cli.parse import key_values
-
     name, *given = text.split() or [text]
-    return " ".join([name, *preset_options(recipe, name, key_values(given, f"--{option}")), *given])
+    return " ".join([name, *preset_options(recipe, name, parse.key_values(given, f"--{option}")), *given])
 
 
 def make_env(name: str, options: dict[str, Any]) -> Any:
     """Return the environment ``name``; raise Refused if there is none."""
-    from popjax.envs import make
-
     try:
         return make(name, **options)
     except ValueError as refusal:
@@ -162,9 +151,6 @@ def make_env(name: str, options: dict[str, Any]) -> Any:
 
 def build(recipe: Recipe, env: Any, config: Any, built_on: dict[str, Any]) -> Any:
     """Build the method; raise Refused if that fails."""
-    from popjax.core import Built
-    from popjax.recipe import checked
-
     try:
         method = checked(recipe.build, recipe.build(env, config, **built_on))
     except ValueError as refusal:
@@ -174,9 +160,6 @@ def build(recipe: Recipe, env: Any, config: Any, built_on: dict[str, Any]) -> An
 
 def _beginning(method: Method, hyper: Any, members: Sequence[Member]) -> Any:
     """Return the initial State [S, ...] of ``members``."""
-    import jax
-
-    from popjax.host.scaling import sweep
 
     start = sweep.keys(members), sweep.hypers(hyper, members)
     return jax.jit(sweep.lift(method.init, len(members)))(*start)

@@ -14,6 +14,7 @@ import numpy as np
 from popjax.cli.parse import key_values, peel, peel_all, swept
 from popjax.host import paths
 from popjax.host.errors import Refused
+from popjax.host.scaling.sweep import spell
 
 _ALIASES = {"--keep": "--keep-checkpoints", "--config-file": "--options"}
 _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
@@ -190,8 +191,6 @@ def drawn(argv: Sequence[str]) -> list[str]:
         Refused: ``--samples`` is given without a distribution or is not a count, or a distribution is not
             valid.
     """
-    from popjax.host.scaling.sweep import spell
-
     count, rest = peel(argv, "--samples")
     texts, rest = peel_all(rest, "--sweep")
     random = [

@@ -15,21 +15,22 @@ import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from popjax import envs
+import jax
+import jax.numpy as jnp
+
+from popjax import envs, tree
 from popjax.arguments import typed
-from popjax.cli import parse
+from popjax.cli import building, parse
+from popjax.core import Env, Ingredient, Method, Pretrained
 from popjax.envs import wrappers
 from popjax.host import paths
 from popjax.host.checkpoints import checkpoint
 from popjax.host.errors import Refused
 from popjax.host.runs import rundir
 from popjax.host.scaling import sweep
-
-if TYPE_CHECKING:
-    from popjax.core import Env, Ingredient, Method, Pretrained
-    from popjax.recipe import Recipe
+from popjax.recipe import Recipe
 
 
 def peel_runs(recipe: Recipe, argv: list[str]) -> tuple[dict[str, list[str]], list[str]]:
@@ -156,10 +157,6 @@ def pretrained(run_dir: str | Path, seed: int | None = None) -> Pretrained:
 
 def _policy(run_dir: str | Path, seed: int | None = None, name: str = "") -> Pretrained:
     """Load as ``pretrained`` does; messages call the run ``name``."""
-    from popjax import tree
-    from popjax.cli import building
-    from popjax.core import Pretrained
-
     path = paths.path(run_dir)
     run = building.load(path)
     seeds = [member.seed for member in sweep.of_config(run.saved)]
@@ -192,18 +189,12 @@ def _individuals(method: Method, state: Any) -> Any:
 def _schedule(method: Method, state: Any) -> Any:
     if method.schedule is None:
         return None
-    import jax
 
     return method.schedule.tell(jax.device_get(method.schedule.read(state)))
 
 
 def _shapes(entry: dict[str, Any]) -> Pretrained:
     """Return the policy described by ``entry`` with zeros for its parameters."""
-    import jax
-    import jax.numpy as jnp
-
-    from popjax.cli import building
-    from popjax.core import Pretrained
 
     env, method, config, hyper = building.rebuilt(entry["config"])
     state = jax.eval_shape(method.init, jax.random.key(0), hyper)

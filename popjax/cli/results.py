@@ -4,25 +4,26 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from popjax import envs
+from popjax.cli import building, jax_setup, parse, show
+from popjax.cli.building import Loaded
+from popjax.envs import wrappers
+from popjax.host import paths
+from popjax.host.deploy import chosen_policy, export_policy
 from popjax.host.errors import Refused
-
-if TYPE_CHECKING:
-    from popjax.cli.building import Loaded
+from popjax.host.report import report as write
+from popjax.host.scaling import sweep
+from popjax.host.terminal import complain
+from popjax.host.training import evaluate as evaluate_state
 
 
 def evaluate(argv: list[str]) -> None:
     """Evaluate, as ``scripts/evaluate.py``."""
-    from popjax.cli import jax_setup, parse
-
     arguments = parse.parse(parse.EvaluateArguments, argv, program="popjax evaluate")
     jax_setup.prepare_jax()
     jax_setup.require_backend()
-    from popjax.cli import show
-    from popjax.host import paths
-    from popjax.host.scaling import sweep
-    from popjax.host.training import evaluate as evaluate_state
 
     if arguments.stochastic and (arguments.in_ or arguments.video):
         option = "--in" if arguments.in_ else "--video"
@@ -58,9 +59,7 @@ def _transfer(arguments: Any, run: Loaded) -> Callable[[], Any] | None:
     library = arguments.in_
     if library is None:
         return None
-    from popjax.cli.show import Played
     from popjax.host.deploy import reference_envs
-    from popjax.host.terminal import complain
 
     _refuse_wrapped(run, "--in")
     if _task_options(run) is None:
@@ -68,7 +67,7 @@ def _transfer(arguments: Any, run: Loaded) -> Callable[[], Any] | None:
             f"--in plays {run.env.spec.name} as {library} has it, without what {run.saved['env']} changes"
         )
     copies = [reference_envs.make(library, run.env, _options(run)) for _ in range(arguments.episodes)]
-    return lambda: Played(
+    return lambda: show.Played(
         *reference_envs.evaluate(run.method, copies, run.state, seed=arguments.seed), library
     )
 
@@ -82,9 +81,6 @@ def _options(run: Loaded) -> dict[str, Any]:
 def _task_options(run: Loaded) -> dict[str, Any] | None:
     """Return the options that decide what a policy sees of the suite's task, even if a user's function made
     it; None if the environment is the user's own."""
-    from popjax import envs
-    from popjax.envs import wrappers
-
     if run.saved["env"] == run.env.spec.name:
         return wrappers.seen(run.saved["env_options"])
     # Options that change only rewards leave the unchanged task in ``scored``.
@@ -98,8 +94,6 @@ def _task_options(run: Loaded) -> dict[str, Any] | None:
 def _refuse_wrapped(run: Loaded, option: str) -> None:
     """Refuse an option that needs the plain task if the policy was trained with other observations or
     actions."""
-    from popjax.envs import wrappers
-
     changed = {**wrappers.seen(run.saved["env_options"]), **_options(run)}
     if names := sorted(wrappers.OPTIONS.keys() & changed.keys()):
         raise Refused(f"{option} plays the task without the run's {', '.join(names)}: leave out {option}")
@@ -109,9 +103,7 @@ def _film(arguments: Any, run: Loaded) -> Callable[[], dict[str, Any]] | None:
     """Return the function that films an episode of the first member and describes it, for ``--video``."""
     if arguments.video is None:
         return None
-    from popjax.host import paths
     from popjax.host.deploy import video
-    from popjax.host.scaling import sweep
 
     _refuse_wrapped(run, "--video")
     path = paths.path(arguments.video)
@@ -128,11 +120,7 @@ def _film(arguments: Any, run: Loaded) -> Callable[[], dict[str, Any]] | None:
 
 def report(argv: list[str]) -> None:
     """Write a report, as ``scripts/report.py``."""
-    from popjax.cli import parse
-
     arguments = parse.parse(parse.ReportArguments, argv, program="popjax report")
-    from popjax.cli import show
-    from popjax.host.report import report as write
 
     judged = (arguments.measure, arguments.statistic)
     show.report(write(arguments.run_dirs, arguments.out, arguments.labels, arguments.csv, *judged))
@@ -140,15 +128,9 @@ def report(argv: list[str]) -> None:
 
 def export(argv: list[str]) -> None:
     """Export a policy, as ``scripts/export.py``."""
-    from popjax.cli import jax_setup, parse
-
     arguments = parse.parse(parse.ExportArguments, argv, program="popjax export")
     jax_setup.prepare_jax()
     jax_setup.require_backend()
-    from popjax.cli import show
-    from popjax.envs import wrappers
-    from popjax.host.deploy import export_policy
-    from popjax.host.scaling import sweep
 
     run = _loaded(arguments)
     origins = [
@@ -170,9 +152,6 @@ def export(argv: list[str]) -> None:
 
 def _loaded(arguments: Any) -> Loaded:
     """Return the run that the command line names, with the policies that it selects."""
-    from popjax.cli import building
-    from popjax.host.deploy import chosen_policy
-
     if arguments.individual is not None and arguments.checkpoint == chosen_policy.BEST:
         raise Refused("--checkpoint best has the policy that the method chose, no individuals: leave one out")
     run = building.load(arguments.run_dir, arguments.member, arguments.checkpoint)
@@ -187,10 +166,8 @@ def under(run: Loaded, pairs: Sequence[str]) -> Loaded:
     """
     if not pairs:
         return run
-    from popjax.cli import building
-    from popjax.cli.parse import key_values
 
-    options = run.saved["env_options"] | key_values(pairs)
+    options = run.saved["env_options"] | parse.key_values(pairs)
     env = building.make_env(run.saved["env"], options)
     for name in ("obs_shape", "obs_dtype", "action_dim", "discrete"):
         before, now = getattr(run.env.spec, name), getattr(env.spec, name)
@@ -203,7 +180,6 @@ def alone(run: Loaded, individual: int | None) -> Loaded:
     """Return the run with the policy of one individual, for ``--individual``."""
     if individual is None:
         return run
-    from popjax.host.deploy import chosen_policy
 
     method = chosen_policy.individual(run.method, run.state, individual)
     return run._replace(method=method, saved=run.saved | {"individual": individual})

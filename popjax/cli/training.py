@@ -7,16 +7,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from popjax.cli import building, forms, grid, parse, pretrained
 from popjax.cli.program import Program
+from popjax.core import Env, Method
+from popjax.host import paths
 from popjax.host.errors import Refused
+from popjax.host.runs import member_subset, rundir
+from popjax.host.runs.options import validate
+from popjax.host.runs.wandb_sink import wandb_runs
+from popjax.host.scaling import processes, sweep
 from popjax.host.terminal import complain
-
-if TYPE_CHECKING:
-    from popjax.core import Env, Method
-    from popjax.recipe import Recipe
-
+from popjax.host.training import train
+from popjax.recipe import Recipe, defaults, kinds_of
 
 _MOST_REMARKS = 5
 """A sweep of many values may have one for each."""
@@ -24,11 +28,6 @@ _MOST_REMARKS = 5
 
 def train_program(program: Program, root: Path, resume: bool) -> Any:
     """Train one program in this process and return its ``Result``."""
-    from popjax.cli import building, forms, parse, pretrained
-    from popjax.host.runs import rundir
-    from popjax.host.scaling import processes
-    from popjax.host.training import train
-
     recipe, arguments = program.recipe, program.arguments
     common = arguments.common
     members = parse.bounds(common.members)
@@ -68,9 +67,6 @@ def train_program(program: Program, root: Path, resume: bool) -> Any:
 
 def _remarks(program: Program, env: Env, built_on: Mapping[str, Any]) -> list[str]:
     """Return the method's remarks on the hyperparameters of every setting that is trained."""
-    from popjax.cli import parse
-    from popjax.host.scaling import sweep
-
     recipe, arguments, common = program.recipe, program.arguments, program.arguments.common
     swept = parse.swept_numbers(common.sweep)
     members = sweep.part(sweep.grid(common.options.seed, 1, swept), None)
@@ -88,9 +84,6 @@ def _tracking(common: Any, root: Path, stack: ExitStack) -> list[Any]:
     """Return the sink that sends to a project of Weights & Biases, for ``--wandb``."""
     if common.wandb is None:
         return []
-    from popjax.cli import grid
-    from popjax.host.runs.wandb_sink import wandb_runs
-    from popjax.host.scaling import processes
 
     if not processes.first():
         return []
@@ -101,9 +94,6 @@ def _begun_elsewhere(
     program: Program, root: Path, members: tuple[int, int] | None
 ) -> AbstractContextManager[None]:
     """Return the context in which ``root`` is a copy of the run that ``--from`` names."""
-    from popjax.host import paths
-    from popjax.host.runs import member_subset
-
     common, edits = program.arguments.common, {}
     if common.intervene is not None:
         if any(program.runs.values()):
@@ -123,8 +113,6 @@ def _beginning(common: Any) -> dict[str, str | None]:
 
 def _refuse_other_beginning(common: Any, root: Path) -> None:
     """Raise Refused if --from or --intervene of a resumed run differ from those with which it began."""
-    from popjax.host.runs import rundir
-
     before = rundir.read_config(root).get("begun") or {}
     for option, value in _beginning(common).items():
         if value is not None and value != before.get(option):
@@ -159,8 +147,6 @@ def _intervention(text: str, population: int) -> tuple[int, int]:
 def _tell_preset(recipe: Recipe, kinds: Mapping[str, str], task: str | None) -> None:
     """Print what a method's preset for a task changes, if there is one: the kinds of agents that it chooses,
     and constants of these ``kinds`` that are not their defaults."""
-    from popjax.recipe import defaults, kinds_of
-
     if not task or not (preset := recipe.preset(task)):
         return
     plain = kinds_of(recipe, recipe.config())
@@ -182,8 +168,6 @@ def _tell_preset(recipe: Recipe, kinds: Mapping[str, str], task: str | None) -> 
 
 def _tell_further_presets(recipe: Recipe, tasks: Mapping[str, Sequence[str]]) -> None:
     """Print the options that a method's presets have added to further tasks."""
-    from popjax.cli import building
-
     for option, texts in tasks.items():
         for name, *pairs in map(str.split, texts):
             added = building.preset_options(recipe, name, {})
@@ -203,10 +187,6 @@ def _changes(name: str, ours: Any, plain: Any) -> Iterator[tuple[str, Any]]:
 
 def _check_hyper(program: Program, method: Method) -> None:
     """Refuse hyperparameters and options that are out of range, before anything is written."""
-    from popjax.cli import grid, parse
-    from popjax.host.runs.options import validate
-    from popjax.host.scaling import sweep
-
     common = program.arguments.common
     if common.intervene is not None and common.from_ is None:
         raise Refused("--intervene continues a run: name it with --from RUN_DIR or RUN_DIR@GENERATION")
@@ -220,8 +200,6 @@ def _check_hyper(program: Program, method: Method) -> None:
 
 def check_build(program: Program) -> None:
     """Build one of several programs, so that faults show before the first one trains."""
-    from popjax.cli import building, parse
-
     if any(program.runs.values()):
         return  # loading these runs may take long
     common = program.arguments.common

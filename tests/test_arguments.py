@@ -146,7 +146,7 @@ STATE = METHOD.init(jax.random.key(0), METHOD.hyper)
             lambda: popjax.learning_curve([1], "a.png", title="t"),
             "evaluations must be a list of .*Evaluation, got",
         ),
-        (lambda: export_policy(METHOD, ENV, STATE, 3, 0, []), "out must be a string or a path, got 3"),
+        (lambda: export_policy(METHOD, ENV, STATE, 3, {}), "out must be a string or a path, got 3"),
         (lambda: popjax.make(5), "name must be a string, got 5"),
         (lambda: popjax.tasks(["probe"]), r"suite must be a string, got \['probe'\]"),
         (

@@ -133,20 +133,18 @@ def export(argv: list[str]) -> None:
     jax_setup.require_backend()
 
     run = _loaded(arguments)
-    origins = [
-        {
-            "method": run.saved["method"],
-            "individual": arguments.individual,
-            "env_options": {**wrappers.seen(run.saved["env_options"]), **_options(run)},
-            "git_commit": run.saved.get("git_commit"),
-            "member": member.number,
-            "seed": member.seed,
-            **member.numbers,
-            "env_steps": int(steps),
-        }
-        for member, steps in zip(sweep.of_config(run.saved), run.env_steps, strict=True)
-    ]
-    reason = export_policy(run.method, run.env, run.state, arguments.out, 0, origins)
+    (member,), (steps,) = sweep.of_config(run.saved), run.env_steps
+    origin = {
+        "method": run.saved["method"],
+        "individual": arguments.individual,
+        "env_options": {**wrappers.seen(run.saved["env_options"]), **_options(run)},
+        "git_commit": run.saved.get("git_commit"),
+        "member": member.number,
+        "seed": member.seed,
+        **member.numbers,
+        "env_steps": int(steps),
+    }
+    reason = export_policy(run.method, run.env, run.state, arguments.out, origin)
     show.exported(arguments.out, reason)
 
 

@@ -81,7 +81,7 @@ CE: dict[str, Any] = {
     "multihead": {"learner": Multihead(hidden=(8,))},
     "votes": {"learner": sac.Config(hidden=(8,)), "col_eval": "q"},
 }
-ORIGINS = [{"method": "ours", "seed": seed, "env_steps": 10} for seed in (5, 6)]
+ORIGIN = {"method": "ours", "seed": 6, "env_steps": 10}
 PLAIN = ("td3", "sac", "categorical", "ppo", "es", "pderl")
 
 SCRIPT = """
@@ -115,7 +115,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, 
     np.save(root / "observations.npy", observations)
     for kind in PLAIN:
         env, method, state = built(kind)
-        assert export_policy(method, env, state, root / kind, 1, ORIGINS) is None
+        assert export_policy(method, env, tree.take(state, slice(1, 2)), root / kind, ORIGIN) is None
         params = method.policy(tree.take(state, 1))
         act = jax.vmap(lambda obs, m=method, p=params: m.act(p, m.memory, obs, jax.random.key(9), 0.0)[1])
         actions[kind] = np.asarray(act(observations))
@@ -162,7 +162,7 @@ def test_a_policy_that_numpy_cannot_compute_has_no_program_for_it(tmp_path: Path
     def ordered(p: Any, m: Any, obs: Any, key: Any, scale: Any) -> Any:
         return m, jnp.sort(method.act(p, m, obs, key, scale)[1])
 
-    reason = export_policy(method._replace(act=ordered), env, state, tmp_path, 0, ORIGINS)
+    reason = export_policy(method._replace(act=ordered), env, tree.take(state, slice(1)), tmp_path, ORIGIN)
     assert reason == "it uses sort, which has no translation"
     assert reason in (tmp_path / "README.md").read_text()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["README.md", "policy.json", "policy.stablehlo"]
@@ -171,7 +171,7 @@ def test_a_policy_that_numpy_cannot_compute_has_no_program_for_it(tmp_path: Path
 def test_options_of_the_environment_are_told(tmp_path: Path) -> None:
     env, method, state = built("td3")
     options = {"size": 3, "action_repeat": 4, "frame_stack": 1}
-    export_policy(method, env, state, tmp_path, 0, [{**each, "env_options": options} for each in ORIGINS])
+    export_policy(method, env, tree.take(state, slice(1)), tmp_path, ORIGIN | {"env_options": options})
     assert json.loads((tmp_path / "policy.json").read_text())["env_options"] == options
     told = (tmp_path / "README.md").read_text()
     assert "options size=3, action_repeat=4, frame_stack=1.\n- Repeat each action for 4 steps" in told
@@ -190,16 +190,14 @@ def test_frames_of_bits_differ_among_the_observations_of_a_comparison() -> None:
 def test_policies_that_remember_or_draw_are_refused(tmp_path: Path) -> None:
     env, method, state = built("votes")
     with pytest.raises(Refused, match="this policy has a memory"):
-        export_policy(method, env, state, tmp_path / "out", 0, ORIGINS)
+        export_policy(method, env, tree.take(state, slice(1)), tmp_path / "out", ORIGIN)
     env, method, state = built("td3")
     method = method._replace(act=lambda p, m, obs, key, scale: (m, jax.random.uniform(key, (2,))))
     with pytest.raises(Refused, match="draws its actions at random"):
-        export_policy(method, env, state, tmp_path / "out", 0, ORIGINS)
+        export_policy(method, env, tree.take(state, slice(1)), tmp_path / "out", ORIGIN)
     method = method._replace(act=lambda p, m, obs, key, scale: (m, jnp.full(2, jnp.nan)))
     with pytest.raises(Refused, match="actions are not finite numbers: it has diverged"):
-        export_policy(method, env, state, tmp_path / "out", 0, ORIGINS)
-    with pytest.raises(Refused, match=r"--member must be in 0 to 1 for a run of 2, got 2"):
-        export_policy(method, env, state, tmp_path / "out", 2, ORIGINS)
+        export_policy(method, env, tree.take(state, slice(1)), tmp_path / "out", ORIGIN)
     assert not (tmp_path / "out").exists()
 
 

@@ -10,7 +10,7 @@ README.md         how to use them
 from __future__ import annotations
 
 import runpy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -74,24 +74,21 @@ _CHANGES = {
 @typed(Refused)
 @numerics.standard()
 def export_policy(
-    method: Method, env: Env, state: Any, out: str | Path, member: int, origins: Sequence[Mapping[str, Any]]
+    method: Method, env: Env, state: Any, out: str | Path, origin: Mapping[str, Any]
 ) -> str | None:
-    """Write the policy of the ``member``-th State of ``state`` [S, ...] into the directory ``out``.
+    """Write the policy of the one member of ``state`` [1, ...] into the directory ``out``.
 
-    origins: facts about each member, for ``policy.json``.
+    origin: facts about the member, for ``policy.json``.
     Return the reason why there is no policy.npz, or None if there is one.
 
     Raises:
-        Refused: there is no such member, or the policy has memory, draws at random or has diverged.
+        Refused: the policy has memory, draws at random or has diverged.
     """
-    members = len(origins)
-    if not 0 <= member < members:
-        raise Refused(f"--member must be in 0 to {members - 1} for a run of {members}, got {member}")
     if jax.tree.leaves(method.memory):
         raise Refused(
             "this policy has a memory; only policies that act on the present observation can be exported"
         )
-    params = jax.device_get(tree.take(jax.jit(sweep.lift(method.policy, members))(state), member))
+    params = jax.device_get(tree.take(jax.jit(sweep.lift(method.policy, 1))(state), 0))
     observations = probes(env)
     actions = _actions(method, params, observations, jax.random.key(0))
     if not np.isfinite(actions).all():
@@ -109,7 +106,7 @@ def export_policy(
         reason = str(why)
         for name in ("policy.npz", "policy.py"):  # of an earlier export, perhaps
             (out / name).unlink(missing_ok=True)
-    facts = _facts(env, origins[member])
+    facts = _facts(env, origin)
     write_json(out / "policy.json", facts)
     (out / "README.md").write_text(_readme(facts, reason), encoding="utf-8")
     return reason

@@ -25,15 +25,18 @@ from popjax.replay import packed
 
 class Loaded(NamedTuple):
     """A run read back: its environment, method and ``Config``, the State [S, ...] of a checkpoint, the
-    content of ``config.json`` and the environment steps of each member. If one member was requested, all
-    others are left out."""
+    content of ``config.json``, the members and the environment steps of each. If one member was requested,
+    all others are left out. ``individual`` is the one of the population whose policy ``method`` has, or None.
+    """
 
     env: Env
     method: Method
     config: Any
     state: Any
     saved: dict[str, Any]
+    members: tuple[Member, ...]
     env_steps: list[int]
+    individual: int | None = None
 
 
 def load(run_dir: str | Path, member: int | None = None, picked: str | None = None) -> Loaded:
@@ -62,7 +65,6 @@ def load(run_dir: str | Path, member: int | None = None, picked: str | None = No
     else:
         place = run_group.place_of(root, members, member)
         wanted = {place: members[place]}
-        saved = saved | {"members": [member, member + 1]}
         found = checkpoint.member_of_newest(files.checkpoints, shapes, complain, place, until)
     if found is None:
         raise Refused(f"{root} has no intact checkpoint")
@@ -76,9 +78,9 @@ def load(run_dir: str | Path, member: int | None = None, picked: str | None = No
             (lambda line: None) if picked == chosen_policy.BEST else complain,
         )
     if picked == chosen_policy.BEST:
-        numbers = [m.number for m in sweep.of_config(saved)]
+        numbers = [chosen.number for chosen in wanted.values()]
         method, state, steps = chosen_policy.with_best(method, (state, steps), files, numbers)
-    return Loaded(env, method, config, state, saved, steps)
+    return Loaded(env, method, config, state, saved, tuple(wanted.values()), steps)
 
 
 def _buildable(root: Path) -> dict[str, Any]:

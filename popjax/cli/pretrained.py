@@ -29,7 +29,6 @@ from popjax.host import paths
 from popjax.host.checkpoints import checkpoint
 from popjax.host.errors import Refused
 from popjax.host.runs import rundir
-from popjax.host.scaling import sweep
 from popjax.recipe import Recipe
 
 
@@ -159,7 +158,7 @@ def _policy(run_dir: str | Path, seed: int | None = None, name: str = "") -> Pre
     """Load as ``pretrained`` does; messages call the run ``name``."""
     path = paths.path(run_dir)
     run = building.load(path)
-    seeds = [member.seed for member in sweep.of_config(run.saved)]
+    seeds = [member.seed for member in run.members]
     if len(set(seeds)) < len(seeds):
         raise Refused(f"{path} is a sweep over hyperparameters; build on a run of one setting")
     seed = _best_seed(path, seeds) if seed is None else seed

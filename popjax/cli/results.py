@@ -11,10 +11,9 @@ from popjax.cli import building, jax_setup, parse, show
 from popjax.cli.building import Loaded
 from popjax.envs import wrappers
 from popjax.host import paths
-from popjax.host.deploy import chosen_policy, export_policy
+from popjax.host.deploy import chosen_policy, export_policy, reference_envs
 from popjax.host.errors import Refused
 from popjax.host.report import report as write
-from popjax.host.scaling import sweep
 from popjax.host.terminal import complain
 from popjax.host.training import evaluate as evaluate_state
 
@@ -38,18 +37,18 @@ def evaluate(argv: list[str]) -> None:
             run.state,
             episodes=arguments.episodes,
             seed=arguments.seed,
-            members=[member.number for member in sweep.of_config(run.saved)],
+            members=[member.number for member in run.members],
             stochastic=arguments.stochastic,
         )
     )
     there = transfer() if transfer else None
     video = film() if film else None
     if arguments.json:
-        show.evaluation_json(root, run.saved, run.env_steps, here, there, video)
+        show.evaluation_json(root, run, here, there, video)
         return
-    show.evaluation(run.saved, run.env_steps, here)
+    show.evaluation(run, here)
     if there:
-        show.transfer(run.saved, here, there)
+        show.transfer(run, here, there)
     if video:
         show.film(video)
 
@@ -59,8 +58,6 @@ def _transfer(arguments: Any, run: Loaded) -> Callable[[], Any] | None:
     library = arguments.in_
     if library is None:
         return None
-    from popjax.host.deploy import reference_envs
-
     _refuse_wrapped(run, "--in")
     if _task_options(run) is None:
         complain(
@@ -103,7 +100,7 @@ def _film(arguments: Any, run: Loaded) -> Callable[[], dict[str, Any]] | None:
     """Return the function that films an episode of the first member and describes it, for ``--video``."""
     if arguments.video is None:
         return None
-    from popjax.host.deploy import video
+    from popjax.host.deploy import video  # it loads MuJoCo
 
     _refuse_wrapped(run, "--video")
     path = paths.path(arguments.video)
@@ -111,9 +108,8 @@ def _film(arguments: Any, run: Loaded) -> Callable[[], dict[str, Any]] | None:
 
     def film() -> dict[str, Any]:
         shown = video.record(run.method, run.env, run.state, subject, path, seed=arguments.seed)
-        first = sweep.of_config(run.saved)[0].seed
         episode = {"return": shown.total, "length": shown.length, "frames_per_second": shown.fps}
-        return {"file": str(path), "seed": first, **episode}
+        return {"file": str(path), "seed": run.members[0].seed, **episode}
 
     return film
 
@@ -121,7 +117,6 @@ def _film(arguments: Any, run: Loaded) -> Callable[[], dict[str, Any]] | None:
 def report(argv: list[str]) -> None:
     """Write a report, as ``scripts/report.py``."""
     arguments = parse.parse(parse.ReportArguments, argv, program="popjax report")
-
     judged = (arguments.measure, arguments.statistic)
     show.report(write(arguments.run_dirs, arguments.out, arguments.labels, arguments.csv, *judged))
 
@@ -133,10 +128,10 @@ def export(argv: list[str]) -> None:
     jax_setup.require_backend()
 
     run = _loaded(arguments)
-    (member,), (steps,) = sweep.of_config(run.saved), run.env_steps
+    (member,), (steps,) = run.members, run.env_steps
     origin = {
         "method": run.saved["method"],
-        "individual": arguments.individual,
+        "individual": run.individual,
         "env_options": {**wrappers.seen(run.saved["env_options"]), **_options(run)},
         "git_commit": run.saved.get("git_commit"),
         "member": member.number,
@@ -164,7 +159,6 @@ def under(run: Loaded, pairs: Sequence[str]) -> Loaded:
     """
     if not pairs:
         return run
-
     options = run.saved["env_options"] | parse.key_values(pairs)
     env = building.make_env(run.saved["env"], options)
     for name in ("obs_shape", "obs_dtype", "action_dim", "discrete"):
@@ -178,6 +172,5 @@ def alone(run: Loaded, individual: int | None) -> Loaded:
     """Return the run with the policy of one individual, for ``--individual``."""
     if individual is None:
         return run
-
     method = chosen_policy.individual(run.method, run.state, individual)
-    return run._replace(method=method, saved=run.saved | {"individual": individual})
+    return run._replace(method=method, individual=individual)

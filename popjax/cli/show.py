@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from popjax.cli.building import Loaded
 from popjax.host.numbers import plain
 from popjax.host.scaling import sweep
 from popjax.host.terminal import Lasting
@@ -123,17 +124,17 @@ class Played(NamedTuple):
     where: str = "device"
 
 
-def evaluation(config: Mapping[str, Any], env_steps: Sequence[int], here: Played) -> None:
+def evaluation(run: Loaded, here: Played) -> None:
     """Print one row per member."""
-    returns, lengths, members = here.returns, here.lengths, sweep.of_config(config)
-    who = config["method"] + (f" (individual {config['individual']})" if "individual" in config else "")
-    title = f"{who} on {config['env']}, {_played(returns)} per seed"
+    returns, lengths = here.returns, here.lengths
+    who = run.saved["method"] + (f" (individual {run.individual})" if run.individual is not None else "")
+    title = f"{who} on {run.saved['env']}, {_played(returns)} per seed"
     table = _numbers(title, "seed", "env steps", "return", "std", "min", "max", "length [steps]")
     for place, row in enumerate(returns):
         numbers = (row.mean(), row.std(), row.min(), row.max())
         table.add_row(
-            members[place].name.removeprefix("seed"),
-            f"{env_steps[place]:,}",
+            run.members[place].name.removeprefix("seed"),
+            f"{run.env_steps[place]:,}",
             *(f"{number:.2f}" for number in numbers),
             f"{lengths[place].mean():.1f}",
         )
@@ -142,14 +143,13 @@ def evaluation(config: Mapping[str, Any], env_steps: Sequence[int], here: Played
     _console().print(table)
 
 
-def transfer(config: Mapping[str, Any], here: Played, there: Played) -> None:
+def transfer(run: Loaded, here: Played, there: Played) -> None:
     """Print the returns of the same policies here and in the original library, one row per seed."""
-    members = sweep.of_config(config)
     columns = ("seed", "on device", "std", f"in {there.where}", "std", "difference")
-    table = _numbers(f"{config['env']} compared with its original, {_played(here.returns)} each", *columns)
+    table = _numbers(f"{run.saved['env']} compared with its original, {_played(here.returns)} each", *columns)
     for place, (ours, theirs) in enumerate(zip(here.returns, there.returns, strict=True)):
         numbers = (ours.mean(), ours.std(), theirs.mean(), theirs.std())
-        seed = members[place].name.removeprefix("seed")
+        seed = run.members[place].name.removeprefix("seed")
         table.add_row(seed, *(f"{number:.2f}" for number in numbers), _signed(_difference(ours, theirs)))
     if len(here.returns) > 1:
         means = (f"{here.returns.mean():.2f}", "", f"{there.returns.mean():.2f}", "")
@@ -167,12 +167,7 @@ def film(facts: Mapping[str, Any]) -> None:
 
 
 def evaluation_json(
-    root: Path,
-    config: Mapping[str, Any],
-    env_steps: Sequence[int],
-    here: Played,
-    there: Played | None,
-    video: Mapping[str, Any] | None,
+    root: Path, run: Loaded, here: Played, there: Played | None, video: Mapping[str, Any] | None
 ) -> None:
     """Print an evaluation as one JSON object, with the return and length of every episode."""
     seeds: list[dict[str, Any]] = [
@@ -180,21 +175,21 @@ def evaluation_json(
             "member": member.number,
             "seed": member.seed,
             "numbers": dict(member.numbers),
-            "env_steps": int(env_steps[place]),
+            "env_steps": int(run.env_steps[place]),
             **_episodes(here, place),
         }
-        for place, member in enumerate(sweep.of_config(config))
+        for place, member in enumerate(run.members)
     ]
     report = {
         "run_dir": str(root),
-        "method": config["method"],
-        "env": config["env"],
+        "method": run.saved["method"],
+        "env": run.saved["env"],
         "episodes": int(here.returns.shape[1]),
         "mean": float(here.returns.mean()),
         "seeds": seeds,
     }
-    if "individual" in config:
-        report["individual"] = config["individual"]
+    if run.individual is not None:
+        report["individual"] = run.individual
     if there is not None:
         report["original"] = {
             "library": there.where,

@@ -12,9 +12,11 @@ import pytest
 
 from popjax import cli
 from popjax.cli import show
+from popjax.cli.building import Loaded
 from popjax.core import Choice, Env, Method, Spec
 from popjax.host.deploy import reference_envs
 from popjax.host.errors import Refused
+from popjax.host.scaling import sweep
 
 
 def env(name: str, obs: int = 4, episode_length: int = 30) -> Env:
@@ -148,14 +150,15 @@ def test_a_missing_library_is_named(library: str, name: str, extra: str, monkeyp
 
 
 def test_both_returns_are_shown_side_by_side(tmp_path: Any, capsys: pytest.CaptureFixture[str]):
-    config = {"method": "tiny", "env": "gym/Hopper-v4", "options": {"seed": 5, "seeds": 2}}
+    saved = {"method": "tiny", "env": "gym/Hopper-v4"}
+    run = Loaded(None, None, None, None, saved, sweep.grid(5, 2, {}), [10, 10])
     here = show.Played(np.array([[100.0, 300], [0, 0]]), np.full((2, 2), 9))
     there = show.Played(np.array([[100.0, 200], [1, 1]]), np.full((2, 2), 8), "gymnasium")
-    show.transfer(config, here, there)
+    show.transfer(run, here, there)
     out = capsys.readouterr().out
     assert "-25.0 %" in out
     assert "in gymnasium" in out
-    show.evaluation_json(tmp_path, config, [10, 10], here, there, {"file": "a.mp4"})
+    show.evaluation_json(tmp_path, run, here, there, {"file": "a.mp4"})
     report = json.loads(capsys.readouterr().out)
     assert report["video"] == {"file": "a.mp4"}
     assert report["original"]["library"] == "gymnasium"

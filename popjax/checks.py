@@ -10,6 +10,7 @@ from typing import Any, get_type_hints
 import jax
 import numpy as np
 
+from popjax import tree
 from popjax.arguments import fits, told, wanted
 
 
@@ -86,8 +87,8 @@ def check_shapes(hyper: Any, each: Collection[str], population: int) -> None:
     Raises:
         ValueError: a number has another shape.
     """
-    for path, leaf in jax.tree_util.tree_leaves_with_path(hyper):
-        name, shape = jax.tree_util.keystr(path, simple=True, separator="."), np.shape(leaf)
+    for name, leaf in tree.named(hyper):
+        shape = np.shape(leaf)
         if shape and (name not in each or shape != (population,)):
             allowed = f" for all, or one for each of {population} agents" if name in each else ""
             raise ValueError(f"hyper.{name} must be one number{allowed}, got shape {shape}")

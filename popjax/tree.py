@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -72,6 +72,12 @@ def _everywhere(holds: Callable[[Array], Array], tree: Any, axes: int) -> Array:
 def flatten(tree: T, axes: int = 2) -> T:
     """Merge the ``axes`` leading axes of every leaf into one."""
     return jax.tree.map(lambda x: x.reshape(math.prod(x.shape[:axes]), *x.shape[axes:]), tree)
+
+
+def named(tree: Any) -> Iterator[tuple[str, Any]]:
+    """Yield every leaf with its dotted path."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        yield jax.tree_util.keystr(path, simple=True, separator="."), leaf
 
 
 def keys_like(key: Array, tree: T) -> T:

@@ -21,8 +21,8 @@ from popjax.cli.program import understand
 from popjax.envs import make
 from popjax.host import recipes
 from popjax.host.errors import Interrupted, Refused
+from popjax.host.numbers import plain
 from popjax.host.report import measures
-from popjax.host.runs import configuration
 from popjax.host.runs.options import Options
 from popjax.host.runs.rundir import write_json
 from popjax.host.training import train
@@ -403,7 +403,7 @@ def test_a_number_may_be_one_for_each_agent() -> None:
     hyper = understand("ce", [*argv, "--hyper.drive.weight", "0.1"]).arguments.hyper
     np.testing.assert_array_equal(hyper.learner.discount, np.float32(discounts))
     assert (hyper.learner.polyak, hyper.drive.weight) == (0.005, 0.1)
-    saved = json.loads(json.dumps(configuration.nested(hyper)))
+    saved = json.loads(json.dumps(plain(asdict(hyper))))
     default = ce.default_hyper(ce.Config())
     again = parse.rebuild(default, saved)
     np.testing.assert_array_equal(again.learner.discount, np.float32(discounts))

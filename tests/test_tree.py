@@ -11,6 +11,11 @@ from popjax import tree
 from tests.support import equal
 
 
+def test_leaves_are_named_by_their_dotted_path():
+    named = dict(tree.named({"a": {"b": 1, "c": (2, 3)}, "d": None}))
+    assert named == {"a.b": 1, "a.c.0": 2, "a.c.1": 3}
+
+
 @pytest.fixture
 def rows():
     return {"a": jnp.arange(12.0).reshape(4, 3), "b": (jnp.arange(4),)}

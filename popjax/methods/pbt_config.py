@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, TypeAlias
 
-import jax
 import jax.numpy as jnp
 from flax import struct
 from jax import Array
 
-from popjax import agents
+from popjax import agents, tree
 from popjax.agents import a2c, ddpg, dqn, drq, ppo, sac, sac2018, td3
 from popjax.checks import check_least, check_types
 from popjax.core import Number, PyTree, number, stacked
@@ -124,8 +123,7 @@ def check_own_hyper(config: Config, evolving: Sequence[str], hyper: PyTree) -> N
     """
     if isinstance(config.search, search.Random):
         return
-    for path, value in jax.tree.leaves_with_path(hyper):
-        name = jax.tree_util.keystr(path, simple=True, separator=".")
+    for name, value in tree.named(hyper):
         if jnp.ndim(value) and name not in evolving:
             raise ValueError(
                 f"hyper.{name} does not evolve, so an agent that is handed over would lose its own value;"

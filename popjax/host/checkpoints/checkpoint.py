@@ -18,11 +18,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from popjax import tree
 from popjax.devices import default_device
 from popjax.host import garbage
 from popjax.host.checkpoints import io_errors
 from popjax.host.checkpoints.made_with import made_with
-from popjax.host.checkpoints.state_arrays import data, data_shapes, from_arrays, named, raw
+from popjax.host.checkpoints.state_arrays import data, data_shapes, from_arrays, raw
 from popjax.host.errors import NotRead, NotSaved, Refused
 from popjax.host.paths import without_patterns
 from popjax.host.scaling.processes import fetch, largest, together
@@ -59,7 +60,8 @@ def save(
     Raises:
         NotSaved: the checkpoint could not be written; older ones are intact.
     """
-    write_arrays(directory, generation, {path: data(leaf) for path, leaf in named(state)}, extra, keep, kept)
+    arrays = {path: data(leaf) for path, leaf in tree.named(state)}
+    write_arrays(directory, generation, arrays, extra, keep, kept)
 
 
 def write_arrays(

@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from popjax import tree
 from popjax.host.scaling.processes import fetch
-
-
-def named(state: Any) -> Iterator[tuple[str, Any]]:
-    """Yield every leaf with its dotted path."""
-    for path, leaf in jax.tree_util.tree_leaves_with_path(state):
-        yield jax.tree_util.keystr(path, simple=True, separator="."), leaf
 
 
 def data(leaf: Any) -> Any:
@@ -27,7 +21,7 @@ def data(leaf: Any) -> Any:
 def digest(state: Any) -> str:
     """Return the SHA-256 over path, dtype, shape and bytes of every leaf."""
     total = hashlib.sha256()
-    for path, leaf in named(state):
+    for path, leaf in tree.named(state):
         array = fetch(data(leaf))
         total.update(f"{path} {array.dtype.str} {array.shape}\n".encode())
         total.update(raw(array))
@@ -36,17 +30,17 @@ def digest(state: Any) -> str:
 
 def to_arrays(state: Any) -> dict[str, np.ndarray]:
     """Return the whole leaves of a State by name as NumPy arrays; PRNG keys as raw data."""
-    return {name: fetch(data(leaf)) for name, leaf in named(state)}
+    return {name: fetch(data(leaf)) for name, leaf in tree.named(state)}
 
 
 def data_shapes(shapes: Any) -> dict[str, Any]:
     """Return the shapes of the arrays that ``to_arrays`` makes from a State of these ``shapes``."""
-    return {name: jax.eval_shape(data, leaf) for name, leaf in named(shapes)}
+    return {name: jax.eval_shape(data, leaf) for name, leaf in tree.named(shapes)}
 
 
 def from_arrays(arrays: dict[str, Any], shapes: Any) -> Any:
     """Return the State in the structure of ``shapes`` from the ``arrays`` that ``to_arrays`` made."""
-    leaves = [_undata(arrays[name], leaf) for name, leaf in named(shapes)]
+    leaves = [_undata(arrays[name], leaf) for name, leaf in tree.named(shapes)]
     return jax.tree.unflatten(jax.tree.structure(shapes), leaves)
 
 

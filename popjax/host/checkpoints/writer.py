@@ -10,8 +10,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from popjax import tree
 from popjax.host.checkpoints import checkpoint
-from popjax.host.checkpoints.state_arrays import data, named
+from popjax.host.checkpoints.state_arrays import data
 
 
 class Writer:
@@ -37,7 +38,7 @@ class Writer:
         if not self.background:
             checkpoint.save(self.directory, generation, state, extra, keep, self._kept)
             return
-        for path, leaf in named(state):
+        for path, leaf in tree.named(state):
             array = np.asarray(data(leaf))
             if path not in self._copies:  # reused, since allocating costs more than copying
                 self._copies[path] = np.empty_like(array, order="C")

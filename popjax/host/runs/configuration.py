@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields, is_dataclass
+from dataclasses import asdict
 from typing import Any
 
 from popjax.core import Env, Method
@@ -30,7 +30,7 @@ def configuration(
     """
     return {
         **origins.describe(method, env, name),
-        "hyper": nested(hyper),
+        "hyper": plain(asdict(hyper)),
         "options": asdict(options),
         "sweep": {name: list(values) for name, values in sweep.items()},
         "members": None if members is None else list(members),
@@ -42,15 +42,6 @@ def configuration(
         "git_dirty": provenance.git_dirty(),
         "remarks": remarks(method, env, options),
     }
-
-
-def nested(hyper: Any) -> Any:
-    """Return a ``Hyper`` as nested dictionaries of Python numbers."""
-    if is_dataclass(hyper):
-        return {field.name: nested(getattr(hyper, field.name)) for field in fields(hyper)}
-    if isinstance(hyper, Mapping):
-        return {str(key): nested(value) for key, value in hyper.items()}
-    return hyper if type(hyper) in (bool, int, float) else plain(hyper)
 
 
 def remarks(method: Method, env: Env, options: Options) -> list[str]:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from popjax import counting
+from popjax import counting, tree
 
 
 class Seconds(NamedTuple):
@@ -134,16 +134,10 @@ def empty(shapes: Any) -> History:
     return History(none(shapes.generation), steps, jax.tree.map(none, shapes.metrics), seconds)
 
 
-def named(metrics: Any) -> dict[str, np.ndarray]:
-    """Return metrics by dotted path."""
-    leaves = jax.tree_util.tree_leaves_with_path(metrics)
-    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
-
-
 def non_finite(history: History) -> dict[int, tuple[int, str]]:
     """Return the first generation with a NaN or infinite metric, and its name, by place of active members."""
     found: dict[int, tuple[int, str]] = {}
-    for name, values in named(history.metrics).items():
+    for name, values in tree.named(history.metrics):
         if not np.issubdtype(values.dtype, np.floating):
             continue
         broken = ~np.isfinite(values).reshape(*values.shape[:2], -1).all(-1)  # [S, C]

@@ -20,11 +20,12 @@ from typing import Any, Literal, TextIO, TypeAlias
 
 import numpy as np
 
+from popjax import tree
 from popjax.host.errors import Refused
 from popjax.host.numbers import plain
 from popjax.host.paths import replacing
 from popjax.host.runs.background_writer import Background, background
-from popjax.host.runs.history import Evaluation, History, Scalars, Seconds, named
+from popjax.host.runs.history import Evaluation, History, Scalars, Seconds
 from popjax.host.runs.tensorboard import EventFiles
 from popjax.host.scaling.sweep import Member
 from popjax.host.terminal import Lasting, complain
@@ -50,7 +51,7 @@ def metrics_file(path: Path, members: Sequence[Member]) -> Iterator[Background]:
     """
 
     def rows(history: History) -> Iterator[dict[str, Any]]:
-        metrics = named(history.metrics)
+        metrics = dict(tree.named(history.metrics))
         for row in range(history.generation.shape[1]):
             for place in history.active:
                 yield {

@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from popjax import tree
 from popjax.host.runs import log, rundir
-from popjax.host.runs.history import Evaluation, History, Scalars, named
+from popjax.host.runs.history import Evaluation, History, Scalars
 from popjax.host.scaling.sweep import Member
 
 
@@ -30,7 +31,7 @@ def of_history(history: History, numbers: Sequence[int]) -> Iterator[Scalars]:
 
 def _series(history: History) -> Iterator[tuple[str, np.ndarray]]:
     """Yield every scalar by its name, [S, C]."""
-    for name, values in named(history.metrics).items():
+    for name, values in tree.named(history.metrics):
         if values.ndim == 2:
             yield f"metrics/{name}", values
         elif values.size:

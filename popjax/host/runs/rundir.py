@@ -23,6 +23,7 @@ import shutil
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -30,7 +31,6 @@ from popjax.host.errors import NoRun, Refused
 from popjax.host.numbers import equal, plain
 from popjax.host.paths import file_name, replacing
 from popjax.host.recipes import recipe
-from popjax.host.runs.configuration import nested
 from popjax.host.runs.options import option_name
 from popjax.host.scaling import processes, sweep
 from popjax.recipe import defaults
@@ -287,7 +287,7 @@ def default_options(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return name and default of every entry of ``config`` and ``hyper`` that the method of a configuration
     has for agents of its kinds."""
     own, hyper = defaults(recipe(config["method"]), config["agents"])
-    return dict(flattened(plain({"config": nested(own), "hyper": nested(hyper)})))
+    return dict(flattened(plain({"config": asdict(own), "hyper": asdict(hyper)})))
 
 
 def _option(name: str) -> str:

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from popjax import tree
 from popjax.checks import check_hyper
 from popjax.core import Method, as_arrays
 from popjax.host.errors import Refused
@@ -182,11 +183,7 @@ def check_own(method: Method, hyper: Any) -> None:
     Raises:
         Refused: such a hyperparameter does not have one value for each agent, or must have one for all.
     """
-    given = {
-        f"{_PREFIX}{jax.tree_util.keystr(path, simple=True, separator='.')}": np.size(leaf)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(hyper)
-        if np.ndim(leaf)
-    }
+    given = {f"{_PREFIX}{name}": np.size(leaf) for name, leaf in tree.named(hyper) if np.ndim(leaf)}
     if not given:
         return
     key = jax.eval_shape(lambda: jax.random.key(0))

@@ -9,11 +9,12 @@ from typing import Any
 import jax
 import numpy as np
 
+from popjax import tree
 from popjax.host import report
 from popjax.host.checkpoints import state_arrays
 from popjax.host.numbers import plain
 from popjax.host.runs import rundir
-from popjax.host.runs.history import History, empty, named
+from popjax.host.runs.history import History, empty
 from popjax.host.runs.run import TIMED, Position, Result, Run, wall_seconds
 from popjax.host.scaling import memory, processes, sweep
 from popjax.host.training import stopping
@@ -77,10 +78,10 @@ def _member(
     if failure:
         return facts | {"state_sha256": None, "last_good_checkpoint": failure.checkpoint}
     alone = state if len(run.members) == 1 else jax.tree.map(lambda x: x[place : place + 1], state)
-    metrics = named(processes.fetch(alone.metrics))
+    metrics = tree.named(processes.fetch(alone.metrics))
     return facts | {
         "state_sha256": state_arrays.digest(alone),
-        "metrics": {name: plain(values[0]) for name, values in metrics.items()},
+        "metrics": {name: plain(values[0]) for name, values in metrics},
     }
 
 

@@ -16,7 +16,6 @@ from popjax.host import paths
 from popjax.host.errors import Refused
 from popjax.host.scaling.sweep import spell
 
-_ALIASES = {"--keep": "--keep-checkpoints", "--config-file": "--options"}
 _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 _DISTRIBUTION = re.compile(rf"(uniform|loguniform)\(({_NUMBER}),({_NUMBER})\)")
 _SAMPLES = 10
@@ -32,8 +31,7 @@ def expanded(argv: Sequence[str]) -> list[str]:
         Refused: the file or a distribution cannot be read, an option has a value and is swept, or a name is
             swept twice.
     """
-    renamed = [_renamed(argument) for argument in argv]
-    file, own = peel(renamed, "--options")
+    file, own = peel(argv, "--options")
     words = drawn(_gathered([*_from_file(paths.path(file), own), *own] if file is not None else own))
     _check_swept(words)
     return words
@@ -56,11 +54,6 @@ def _gathered(argv: Sequence[str]) -> list[str]:
     if evolving and any(argument.partition("=")[0] == "--config.evolve" for argument in rest):
         raise Refused("--evolve and --config.evolve set the same option; use --evolve for all")
     return [*rest, "--config.evolve", *evolving] if evolving else rest
-
-
-def _renamed(argument: str) -> str:
-    name, equals, value = argument.partition("=")
-    return _ALIASES.get(name.replace("_", "-"), name) + equals + value
 
 
 def _from_file(path: Path, own: Sequence[str]) -> Iterator[str]:

@@ -24,12 +24,8 @@ def result(summary: Mapping[str, Any], root: Path) -> None:
     table = Table(title=f"{summary['method']} on {summary['env']}", title_justify="left", show_header=False)
     table.add_column(style="bold", overflow="fold")
     table.add_column(justify="right")
-    # Summaries from before hyperparameters could be swept have no rows of members.
-    finals = zip(summary["seeds"], summary["final_return"], strict=True)
-    plain = [{"seed": seed, "numbers": {}, "final_return": final} for seed, final in finals]
-    members = summary.get("members", plain)
     settings: dict[str, list[float]] = {}
-    for member in members:
+    for member in summary["members"]:
         value, setting = member["final_return"], _setting(member)
         text = f"{value:.2f}" if value is not None else member["status"]
         table.add_row(f"final return, {setting}seed {member['seed']}", text)

@@ -163,11 +163,6 @@ def lower_chunk(method: Method, state: Any, length: int, placement: Placement) -
     return chunk.lower(state)
 
 
-def compiled(lowered: Sequence[Any], placement: Placement) -> list[Any]:
-    """Compile lowered programs in parallel."""
-    return beside(*(partial(_compiled, program, placement) for program in lowered))
-
-
 def _compiled(lowered: Any, placement: Placement) -> Any:
     """Compile a lowered program so that a member's results do not depend on the other members."""
     if placement.devices[0].platform != "cpu":
@@ -205,7 +200,9 @@ def _evaluation(
             return play(*tree.take((state, keys), place), generation)
 
         number = jax.ShapeDtypeStruct((), jnp.int32)
-        return compiled([jax.jit(chosen).lower(state, keys, number, number)], placement)[0]
+        lowered = jax.jit(chosen).lower(state, keys, number, number)
+        (program,) = beside(partial(_compiled, lowered, placement))
+        return program
 
     def some(
         state: Any, keys: Any, generations: np.ndarray, places: Sequence[int], stop: Stop | None = None

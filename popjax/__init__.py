@@ -14,6 +14,8 @@ import importlib
 import os
 from typing import TYPE_CHECKING, Any
 
+from popjax.host.recipes import METHODS as _METHODS
+
 # Give each LAPACK call one thread. By default OpenBLAS starts one per core even for a small matrix, and these
 # threads busy-wait for one another and for XLA's: orthogonal weights of four agents took 7 s, not 0.05 s.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
@@ -84,32 +86,9 @@ _NAMES = {
     "popjax.version": ("__version__",),
 }
 _MODULES = {
-    **{
-        name: f"popjax.{name}"
-        for name in ("agents", "core", "envs", "methods", "nets", "rollout", "testing", "tree")
-    },
-    **{
-        name: f"popjax.methods.{name}"
-        for name in (
-            "align",
-            "ca2e",
-            "cdrl",
-            "ce",
-            "cem_rl",
-            "cspc",
-            "diayn",
-            "dice",
-            "distil",
-            "erl",
-            "es",
-            "independent",
-            "onpolicy",
-            "pbt",
-            "pderl",
-            "sunrise",
-        )
-    },
-}
+    name: f"popjax.{name}"
+    for name in ("agents", "core", "envs", "methods", "nets", "rollout", "testing", "tree")
+} | _METHODS
 _HOME = {name: module for module, names in _NAMES.items() for name in names}
 
 __all__ = [  # noqa: RUF022 - modules, names, methods

@@ -12,8 +12,8 @@ import pytest
 
 from popjax.host.errors import TooLarge
 from popjax.host.report import curve, learning_curve
-from popjax.host.runs import log
 from popjax.host.runs.history import Evaluation, History, Seconds, join, non_finite
+from popjax.host.runs.recorded_scalars import scalars
 from popjax.host.scaling import memory
 
 
@@ -88,9 +88,9 @@ def test_bytes_of_a_tree_count_keys_as_their_data() -> None:
 
 
 def test_a_metric_is_a_scalar_or_a_mean_and_a_maximum_or_nothing() -> None:
-    assert log.scalars(np.float32(2)) == [("", 2.0)]
-    assert log.scalars(np.array([1, 3])) == [("/mean", 2.0), ("/max", 3.0)]
-    assert log.scalars(np.zeros((0,))) == []
+    assert scalars(np.float32(2)) == [("", 2.0)]
+    assert scalars(np.array([1, 3])) == [("/mean", 2.0), ("/max", 3.0)]
+    assert scalars(np.zeros((0,))) == []
 
 
 def test_a_checkpoint_takes_a_copy_of_the_state_or_two_of_main_memory() -> None:

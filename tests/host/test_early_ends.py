@@ -16,10 +16,10 @@ from popjax.envs import make
 from popjax.host.checkpoints import checkpoint
 from popjax.host.deploy import chosen_policy
 from popjax.host.errors import Refused
-from popjax.host.runs import best_policies, run_group, rundir
+from popjax.host.runs import best_policies, log, run_group, rundir
 from popjax.host.runs.history import Evaluation
 from popjax.host.scaling.sweep import Member
-from popjax.host.training import loop, stopping, summary, train
+from popjax.host.training import loop, summary, train
 from tests.host import tiny
 
 ENV = make("probe/corridor")
@@ -46,7 +46,7 @@ def test_a_sink_that_answers_true_ends_the_run(tmp_path: Path) -> None:
 @pytest.mark.parametrize("answer", [None, False, 1, "yes", np.ones(3), np.float32(1)])
 def test_no_other_answer_ends_it(answer: Any) -> None:
     assert run(env_steps=48, sinks=[lambda *_: answer]).summary["env_steps"] == 48
-    assert stopping.says_stop(np.bool_(True))
+    assert log.says_stop(np.bool_(True))
 
 
 def test_time_is_up(tmp_path: Path) -> None:
@@ -120,7 +120,7 @@ def test_only_who_needs_three_arguments_gets_the_policy() -> None:
     def three(index: int, history: Any, policy: Any, *, verbose: bool = False) -> None: ...
     def any_number(*arguments: Any) -> None: ...
 
-    assert [stopping.sees_policy(f) for f in (two, three, any_number, [].append)] == [
+    assert [log.sees_policy(f) for f in (two, three, any_number, [].append)] == [
         False,
         True,
         True,

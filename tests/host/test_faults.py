@@ -17,10 +17,10 @@ import numpy as np
 import pytest
 
 from popjax.envs import make
-from popjax.host.checkpoints import checkpoint, io_errors
+from popjax.host.checkpoints import checkpoint
 from popjax.host.checkpoints.writer import Writer
 from popjax.host.errors import CallbackFailed, NotSaved
-from popjax.host.training import train
+from popjax.host.training import loop, train
 from tests.host import tiny
 from tests.host.test_checkpoint import example, shapes_of
 from tests.host.test_train import OPTIONS
@@ -190,5 +190,5 @@ def test_an_environment_that_fails_on_the_host_ends_the_run_at_its_last_checkpoi
 
 def test_what_a_callback_raised_is_told_apart_from_what_a_program_raises() -> None:
     told = "INTERNAL: CpuCallback error calling callback: Traceback ...\nRuntimeError: a worker: died\n"
-    assert io_errors.callback(jax.errors.JaxRuntimeError(told)) == "a worker: died"
-    assert io_errors.callback(jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")) is None
+    assert loop._of_callback(jax.errors.JaxRuntimeError(told)) == "a worker: died"
+    assert loop._of_callback(jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")) is None

@@ -84,13 +84,6 @@ def unreadable(root: Path) -> str | None:
     return os.strerror(codes[0]) if codes else None
 
 
-def callback(error: BaseException) -> str | None:
-    """Return the message of an exception from a host callback of a compiled program, or None for any other
-    error."""
-    told = str(error).strip()
-    return told.splitlines()[-1].partition(": ")[2] if "error calling callback" in told else None
-
-
 def _system_code(error: BaseException) -> int | None:
     """Return the errno of the operating system's error that caused ``error``, if any."""
     for cause in _causes(error):

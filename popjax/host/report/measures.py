@@ -13,6 +13,7 @@ from popjax.host.report import statistics
 from popjax.host.report.record import Record
 from popjax.host.report.records import Curve, Group
 from popjax.host.runs import log, rundir
+from popjax.host.runs.recorded_scalars import scalars
 
 LAST = 10
 """Evaluations that ``last10`` averages."""
@@ -137,7 +138,7 @@ def lacking(metric: str, row: Mapping[str, Any], prefix: str = "") -> str:
 
 def by_suffix(value: np.ndarray) -> dict[str, float]:
     """Return the scalars of a metric by the suffix of their names."""
-    found = dict(log.scalars(value))
+    found = dict(scalars(value))
     if value.ndim == 1:
         found |= {f"/{place}": float(x) for place, x in enumerate(value)}
         found |= {f"/first:{place}": float(place == np.argmax(value)) for place in range(len(value))}

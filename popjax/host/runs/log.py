@@ -7,6 +7,7 @@ managers.
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import json
 import math
@@ -39,6 +40,25 @@ FACTS = ("member", "seed", "generation", "env_steps", *TIMES)
 """Fields of a line that identify member and time; the others are swept hyperparameters and measurements."""
 
 _PLAIN_INTERVAL = 15.0  # seconds between lines where stderr is not a terminal
+
+
+def sees_policy(sink: Sink) -> bool:
+    """Return whether a sink takes a third argument, the policy: a required positional one, or ``*args``."""
+    try:
+        parameters = inspect.signature(sink).parameters.values()
+    except (TypeError, ValueError):  # a builtin without a signature
+        return False
+    needed = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    return len([p for p in needed if p.default is p.empty]) == 3 or any(
+        p.kind is p.VAR_POSITIONAL for p in parameters
+    )
+
+
+def says_stop(answer: Any) -> bool:
+    """Return whether a sink returned True, as a Python, NumPy or JAX boolean."""
+    return answer is True or (
+        getattr(answer, "dtype", None) == np.bool_ and np.ndim(answer) == 0 and bool(answer)
+    )
 
 
 @contextmanager
@@ -289,15 +309,3 @@ def _identity(member: Member) -> dict[str, Any]:
 
 def _times(seconds: Seconds | None) -> dict[str, float]:
     return {} if seconds is None else {name: round(x, 4) for name, x in zip(TIMES, seconds, strict=True)}
-
-
-def scalars(value: np.ndarray) -> list[tuple[str, float]]:
-    """Return a metric of one generation as pairs of suffix and number: itself, or its mean and maximum.
-
-    An empty metric, such as one of prior actors in a run without any, gives no pair.
-    """
-    if np.ndim(value) == 0:
-        return [("", float(value))]
-    if np.size(value) == 0:
-        return []
-    return [("/mean", float(np.mean(value))), ("/max", float(np.max(value)))]

@@ -65,5 +65,17 @@ def recorded(files: rundir.RunDirectory, members: Sequence[Member]) -> Iterator[
 
 def _named(metrics: dict[str, Any]) -> Iterator[tuple[str, float]]:
     for name, value in metrics.items():
-        for suffix, scalar in log.scalars(np.asarray(value, np.float64)):
+        for suffix, scalar in scalars(np.asarray(value, np.float64)):
             yield f"metrics/{name}{suffix}", scalar
+
+
+def scalars(value: np.ndarray) -> list[tuple[str, float]]:
+    """Return a metric of one generation as pairs of suffix and number: itself, or its mean and maximum.
+
+    An empty metric, such as one of prior actors in a run without any, gives no pair.
+    """
+    if np.ndim(value) == 0:
+        return [("", float(value))]
+    if np.size(value) == 0:
+        return []
+    return [("/mean", float(np.mean(value))), ("/max", float(np.max(value)))]

@@ -52,7 +52,7 @@ def train_on(
 ) -> Result:
     """Train from ``state`` until all members have stopped or the run ends early."""
     run, writer = trained.run, trained.writer
-    shown = any(map(stopping.sees_policy, sinks))
+    shown = any(map(log.sees_policy, sinks))
     sinks = [*_own_sinks(run, position, stack), *sinks]
     stop = stack.enter_context(signals.deferred(run.say)) if writer else signals.Stop()
     # A short run records at least its last generation.
@@ -115,13 +115,13 @@ def _tell(
     """
     enough, found = False, failure
     calls: list[Callable[[], Any]] = [
-        partial(sink, *told) if stopping.sees_policy(sink) else partial(sink, *told[:2]) for sink in sinks
+        partial(sink, *told) if log.sees_policy(sink) else partial(sink, *told[:2]) for sink in sinks
     ]
     if written or failure:
         calls += [sink.drain for sink in sinks if isinstance(sink, Background)]
     for call in calls:
         try:
-            enough |= stopping.says_stop(call())
+            enough |= log.says_stop(call())
         except (Exception, Interrupted) as error:
             found = found or error
     if found and run.files:
@@ -166,7 +166,7 @@ def _advance(
     try:
         state, rows, seconds = _run_chunk(trained, state, position)
     except jax.errors.JaxRuntimeError as error:
-        if what := io_errors.callback(error):
+        if what := _of_callback(error):
             if trained.writer:
                 trained.writer.wait()
             raise CallbackFailed(f"{what}; {_last_saved(trained.run, saved)}") from None
@@ -215,7 +215,7 @@ def _evaluate(
         stop.left = True
         return rows, position.spent("evaluation", begun), None
     except Exception as error:
-        what = io_errors.callback(error)
+        what = _of_callback(error)
         return rows, position.spent("evaluation", begun), CallbackFailed(what) if what else error
     position = position.spent("evaluation", begun)
     made = tuple(
@@ -281,6 +281,13 @@ def _mark_failed(
             f" {failure.remains}; {f'{others} others continue' if others else 'the others have finished'}"
         )
     return position
+
+
+def _of_callback(error: BaseException) -> str | None:
+    """Return the message of an exception from a host callback of a compiled program, or None for any other
+    error."""
+    told = str(error).strip()
+    return told.splitlines()[-1].partition(": ")[2] if "error calling callback" in told else None
 
 
 def _last_saved(run: Run, saved: Position) -> str:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
 import time
-from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 
@@ -51,22 +48,3 @@ def reasons(run: Run, position: Position, early: str | None) -> dict[int, str]:
         for place in position.active
         if position.env_steps[place] < run.options.env_steps and (early or place in met)
     }
-
-
-def sees_policy(sink: Callable[..., Any]) -> bool:
-    """Return whether a sink takes a third argument, the policy: a required positional one, or ``*args``."""
-    try:
-        parameters = inspect.signature(sink).parameters.values()
-    except (TypeError, ValueError):  # a builtin without a signature
-        return False
-    needed = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    return len([p for p in needed if p.default is p.empty]) == 3 or any(
-        p.kind is p.VAR_POSITIONAL for p in parameters
-    )
-
-
-def says_stop(answer: Any) -> bool:
-    """Return whether a sink returned True, as a Python, NumPy or JAX boolean."""
-    return answer is True or (
-        getattr(answer, "dtype", None) == np.bool_ and np.ndim(answer) == 0 and bool(answer)
-    )

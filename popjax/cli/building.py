@@ -47,7 +47,6 @@ def load(run_dir: str | Path, member: int | None = None, picked: str | None = No
     Raises:
         Refused: there is no run, no intact checkpoint or no such member.
     """
-
     root = run_group.run_of(paths.path(run_dir), member)
     saved = _buildable(root)
     env, method, config, hyper = rebuilt(saved)
@@ -162,7 +161,6 @@ def build(recipe: Recipe, env: Any, config: Any, built_on: dict[str, Any]) -> An
 
 def _beginning(method: Method, hyper: Any, members: Sequence[Member]) -> Any:
     """Return the initial State [S, ...] of ``members``."""
-
     start = sweep.keys(members), sweep.hypers(hyper, members)
     return jax.jit(sweep.lift(method.init, len(members)))(*start)
 

@@ -188,13 +188,11 @@ def _individuals(method: Method, state: Any) -> Any:
 def _schedule(method: Method, state: Any) -> Any:
     if method.schedule is None:
         return None
-
     return method.schedule.tell(jax.device_get(method.schedule.read(state)))
 
 
 def _shapes(entry: dict[str, Any]) -> Pretrained:
     """Return the policy described by ``entry`` with zeros for its parameters."""
-
     env, method, config, hyper = building.rebuilt(entry["config"])
     state = jax.eval_shape(method.init, jax.random.key(0), hyper)
 

@@ -82,10 +82,7 @@ def _remarks(program: Program, env: Env, built_on: Mapping[str, Any]) -> list[st
 
 def _tracking(common: Any, root: Path, stack: ExitStack) -> list[Any]:
     """Return the sink that sends to a project of Weights & Biases, for ``--wandb``."""
-    if common.wandb is None:
-        return []
-
-    if not processes.first():
+    if common.wandb is None or not processes.first():
         return []
     return [stack.enter_context(wandb_runs(common.wandb, root, grid.chosen(common)))]
 
@@ -135,7 +132,6 @@ def _intervention(text: str, population: int) -> tuple[int, int]:
     Raises:
         Refused: ``text`` does not have this form, or there are no such individuals.
     """
-
     slot, equals, parent = text.partition("=")
     if not (equals and slot.isdecimal() and parent.isdecimal()):
         raise Refused(f"--intervene needs SLOT=PARENT such as 3=0, got {text!r}")

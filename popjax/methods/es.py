@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 from jax import Array
+from jax.flatten_util import ravel_pytree
 
 from popjax import counting, distributions, nets, normalize, rollout, tree
 from popjax.checks import check_least, check_types, check_widths
@@ -73,12 +74,15 @@ class Metrics:
     diverged: int32 individuals whose return was not finite.
     steps:    int32 environment steps.
     moved:    distance by which the mean of the distribution moved.
+    spread:   mean standard deviation of a parameter in the population; a search whose spread collapses stands
+              still.
     """
 
     fitness: Array
     diverged: Array
     steps: Array
     moved: Array
+    spread: Array
 
 
 @struct.dataclass
@@ -125,13 +129,13 @@ def build(env: Env, config: Config = Config()) -> Method:
         hyper = as_arrays(hyper)
         key, key_network, key_init, key_ask = jax.random.split(key, 4)
         search = strategy.init(network.init(key_network), hyper, key_init)
-        none = jnp.int32(0)
+        none, zero = jnp.int32(0), jnp.float32(0)
         return State(
             key=key,
             hyper=hyper,
             env_steps=counting.none(),
             generation=none,
-            metrics=Metrics(jnp.zeros(population), none, none, jnp.float32(0)),
+            metrics=Metrics(jnp.zeros(population), none, none, moved=zero, spread=zero),
             search=search,
             statistics=normalize.init(spec.obs_shape) if config.normalize_obs else None,
             population=strategy.ask(search, hyper, key_ask)[0],
@@ -174,7 +178,9 @@ def build(env: Env, config: Config = Config()) -> Method:
         key, key_tell = jax.random.split(s.key)
         search = strategy.tell(s.search, s.population, s.metrics.fitness, s.hyper, key_tell)
         moved = optax.tree.norm(jax.tree.map(jnp.subtract, strategy.mean(search), strategy.mean(s.search)))
-        metrics = replace(s.metrics, **judging.told(s.metrics.fitness), moved=moved)
+        metrics = replace(
+            s.metrics, **judging.told(s.metrics.fitness), moved=moved, spread=spread(s.population)
+        )
         return replace(s, key=key, generation=s.generation + 1, metrics=metrics, search=search)
 
     return Method(
@@ -187,6 +193,11 @@ def build(env: Env, config: Config = Config()) -> Method:
         individuals=individuals,
         exploration=lambda s: jnp.float32(0),  # exploration is in parameters, not in actions
     )
+
+
+def spread(population: Params) -> Array:
+    """Return the standard deviation of a parameter in ``population`` [P], averaged over parameters."""
+    return jax.vmap(lambda params: ravel_pytree(params)[0])(population).std(0).mean()
 
 
 def policy_network(spec: Spec, hidden: tuple[int, ...]) -> Network:

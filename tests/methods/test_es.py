@@ -121,6 +121,13 @@ def test_the_mean_of_the_distribution_is_deployed():
         assert moved > 0
 
 
+def test_the_spread_is_that_of_all_parameters_of_the_generation():
+    for state in history("probe/corridor", std=0.3)[1:]:
+        flat = np.array([jax.flatten_util.ravel_pytree(tree.take(state.population, i))[0] for i in range(6)])
+        assert float(state.metrics.spread) == pytest.approx(flat.std(0).mean(), rel=1e-5)
+        assert 0.1 < state.metrics.spread < 0.5
+
+
 @pytest.mark.parametrize("task", ["probe/context", "probe/context-discrete"])
 def test_it_learns_what_to_do_where(task):
     config = es.Config("Sep_CMA_ES", population=16, trials=16, hidden=())

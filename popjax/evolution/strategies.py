@@ -6,12 +6,13 @@ parameters of one network.
     population, search = strategy.ask(search, hyper, key)
     search = strategy.tell(search, population, fitness, hyper, key)
 
-Everything that a strategy does, antithetic draws and the ranking of fitness included, is the library's. Its
-hyperparameters are the library's defaults except for the two in ``Hyper``, which a sweep can vary. Names are
-read without regard to case, hyphens and underscores: ``OpenES`` is ``Open_ES``.
+Everything that a strategy does, antithetic draws and the ranking of fitness included, is the library's,
+except for the ranks of equal fitness in ``WEIGHTED``. Its hyperparameters are the library's defaults except
+for the two in ``Hyper``, which a sweep can vary. Names are read without regard to case, hyphens and
+underscores: ``OpenES`` is ``Open_ES``.
 
-A strategy without a distribution, such as ``DifferentialEvolution``, begins with a population around the
-parameters, which its first generation evaluates; its mean is the best of its last population.
+A strategy without a distribution, such as ``SimpleGA``, begins with a population around the parameters, which
+its first generation evaluates; its mean is the best of its last population.
 """
 
 from __future__ import annotations
@@ -32,12 +33,25 @@ from popjax.core import Key, Number, Params, PyTree, number
 ADAM = ("ARS", "ASEBO", "ESMC", "GuidedES", "Open_ES", "PGPE")
 """Strategies that follow an estimated gradient; their mean moves by Adam, as OpenAI's does (Salimans et al.,
 2017)."""
-UNFIT = (
-    *("DiffusionEvolution", "GradientlessDescent", "NoiseReuseES", "PersistentES", "RandomSearch"),
-    *("SV_CMA_ES", "SV_Open_ES"),
-)
-"""Strategies of evosax that do not fit: they have no standard deviation, or need parts of episodes, a
-sampler, several populations or the number of generations in advance."""
+WEIGHTED = ("CMA_ES", "DES", "LM_MA_ES", "MA_ES", "Sep_CMA_ES", "SimpleES")
+"""Strategies that recombine individuals by weights of their ranks whose sum must stay the same; see
+``_weights``."""
+UNFIT = {
+    **dict.fromkeys(
+        (
+            *("CMAAnchoredLES", "DifferentialEvolution", "EvoTF_ES", "HillClimbing", "LGA", "MR15_GA", "PSO"),
+            "SimulatedAnnealing",
+        ),
+        "it keeps individuals for the fitness of an earlier generation, which had other initial states",
+    ),
+    "DiffusionEvolution": "it needs the number of generations in advance",
+    "GradientlessDescent": "it has no standard deviation to set",
+    **dict.fromkeys(("NoiseReuseES", "PersistentES"), "it needs parts of episodes"),
+    "RandomSearch": "it needs a sampler of its own",
+    "Rm_ES": "its standard deviation shrinks at the same rate whatever the fitness",
+    **dict.fromkeys(("SV_CMA_ES", "SV_Open_ES"), "it needs several populations"),
+}
+"""Strategies of evosax that are refused, and why."""
 
 
 @struct.dataclass
@@ -79,12 +93,14 @@ def named(name: str) -> str:
     """Return evosax's name for the strategy ``name``, which may differ in case, hyphens and underscores.
 
     Raises:
-        ValueError: there is no such strategy, or evosax is not installed.
+        ValueError: there is no such strategy, it is in ``UNFIT``, or evosax is not installed.
     """
-    known = {_bare(own): own for own in names()}
-    if _bare(name) not in known:
-        raise ValueError(f"unknown strategy {name!r}; use one of {', '.join(names())}")
-    return known[_bare(name)]
+    known = {_bare(own): own for own in _known()}
+    own = known.get(_bare(name))
+    if own is None or own in UNFIT:
+        wrong = f"unknown strategy {name!r}" if own is None else f"strategy {own} does not fit: {UNFIT[own]}"
+        raise ValueError(f"{wrong}; use one of {', '.join(names())}")
+    return own
 
 
 def _bare(name: str) -> str:
@@ -103,6 +119,8 @@ def build(name: str, population: int, params: Params) -> Strategy:
     options: dict[str, Any] = {}
     if name in ADAM:
         options["optimizer"] = optax.inject_hyperparams(optax.adam)(learning_rate=Hyper().lr)
+    if name in WEIGHTED:
+        options["fitness_shaping_fn"] = _weights
     try:
         library = kind(population_size=population, solution=params, **options)
     except AssertionError as refusal:
@@ -114,12 +132,17 @@ def build(name: str, population: int, params: Params) -> Strategy:
         return defaults.replace(std_init=hyper.std) if hasattr(defaults, "std_init") else defaults
 
     def told(search: PyTree, hyper: Hyper) -> PyTree:
-        """Return the search with the values that the library would take from a schedule."""
+        """Return the search with the values that the library would take from a schedule, and mended."""
         if "std_schedule" in accepts:
             search = search.replace(std=jnp.broadcast_to(hyper.std, jnp.shape(search.std)))
         if name in ADAM:
             rates = {**search.opt_state.hyperparams, "learning_rate": hyper.lr}
             search = search.replace(opt_state=search.opt_state._replace(hyperparams=rates))
+        if name == "ASEBO":
+            # Without a gradient the library takes its share outside the known directions for 0 instead of
+            # all, which leaves next to nothing to draw from.
+            lost = (search.grad_subspace[-1] == 0).all()
+            search = search.replace(alpha=jnp.where(lost, 1.0, search.alpha))
         # The library's weak types would make the second step compile again.
         return jax.tree.map(lambda x: jnp.asarray(x, jnp.result_type(x)), search)
 
@@ -173,6 +196,17 @@ def _cost(fitness: Array) -> Array:
     high = jnp.max(fitness, where=sound, initial=-jnp.inf)
     below = jnp.where(sound.any(), low - jnp.maximum(high - low, 1.0), 0.0)
     return -jnp.where(sound, fitness, below)
+
+
+def _weights(population: Array, cost: Array, search: Any, settings: Any) -> Array:
+    """Return the weights [P] of individuals by the ranks of their ``cost``, as the library's
+    ``weights_fitness_shaping_fn`` does, but with a rank of its own for each of several equal costs.
+
+    The library gives them all the weight of their mean rank, which changes the sum of the weights, so that
+    generations without differences shrink the standard deviation, or blow it up. Here they rank in order of
+    place. As these strategies draw every individual alike and independently, that is a random order.
+    """
+    return settings.weights[jnp.argsort(jnp.argsort(cost))]
 
 
 def _known() -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gymnasium
 import jax.numpy as jnp
 from flax import struct
 from gymnax.environments import environment, spaces
@@ -49,6 +50,17 @@ class Still(environment.Environment):
 class Truncating(Still):
     def is_truncated(self, state, params):
         return state.time >= 5
+
+
+class Counting(Still):
+    """Shows its last action, from 1 to 3, which is the reward, too; 3 at first."""
+
+    def __init__(self):
+        space = gymnasium.spaces.Discrete(3, start=1)
+        super().__init__(jnp.int32(3), space, space)
+
+    def step_env(self, key, state, action, params):
+        return action, State(state.time + 1), jnp.float32(action), jnp.bool_(False), {}
 
 
 class Legacy(Still):
@@ -100,3 +112,7 @@ def misshapen():
 
 def mistyped():
     return Still(seen=spaces.Box(0, 1, (4, 4, 3), jnp.bool_))
+
+
+def counting():
+    return Counting()

@@ -46,7 +46,8 @@ def adapt(name: str, env: Any, params: Any, **further: Any) -> Env:
     """Return an ``Env`` of an environment with gymnax's interface and its ``EnvParams``; see ``make``.
 
     Episodes are truncated where its ``is_truncated`` says so, and at ``max_steps_in_episode``. Images
-    [H, W, C] that ``observation_space`` declares as bool, or as uint8 up to 255, stay so.
+    [H, W, C] that ``observation_space`` declares as bool, or as uint8 up to 255, stay so. Values of a Discrete
+    are counted from its ``start``, so that actions begin at 0.
 
     ``further`` are fields of its ``Spec``.
 
@@ -79,10 +80,11 @@ def adapt(name: str, env: Any, params: Any, **further: Any) -> Env:
         dt=float(dt) if dt else None,
         **{"obs_dtype": dtype, **further},
     )
-    native = (lambda action: action) if discrete else _to_box(action_space)
+    lowest_action, lowest_obs = _lowest(action_space), _lowest(seen)
+    native = (lambda action: action + lowest_action) if discrete else _to_box(action_space)
 
     def view(obs: Array) -> Array:
-        return jax.nn.one_hot(obs, states) if states else obs.reshape(spec.obs_shape)
+        return jax.nn.one_hot(obs - lowest_obs, states) if states else obs.reshape(spec.obs_shape)
 
     def reset(key: Key) -> tuple[PyTree, Array]:
         key, key_reset = jax.random.split(key)
@@ -147,6 +149,11 @@ def _defined(kind: type, name: str) -> int:
 def _is(space: Any, name: str) -> bool:
     """Return whether a space is of the class ``name`` of gymnax or of Gymnasium, whose spaces are alike."""
     return any(each.__name__ == name for each in type(space).__mro__)
+
+
+def _lowest(space: Any) -> int:
+    """Return the lowest value of a Discrete, which only Gymnasium's can set; 0 for a Box."""
+    return int(getattr(space, "start", 0))
 
 
 def _dtype_seen(name: str, env: Any, params: Any, space: Any) -> Any:

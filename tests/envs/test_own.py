@@ -89,6 +89,16 @@ def test_images_of_gymnax_keep_bytes_and_bools(path, dtype, highest):
     assert obs.max() == highest
 
 
+def test_discrete_values_are_counted_from_the_start_of_their_space():
+    env = envs.make("tests.own_gymnax:counting")
+    state, obs = env.reset(jax.random.key(0))
+    assert (env.spec.action_dim, obs.tolist()) == (3, [0, 0, 1])
+    for action in range(3):
+        timestep = env.step(state, jnp.int32(action))[1]
+        assert timestep.reward == action + 1
+        assert timestep.obs.tolist() == np.eye(3)[action].tolist()
+
+
 @pytest.mark.parametrize(("path", "length"), [("bytes_seen", 9), ("truncating", 5)])
 def test_an_environment_of_gymnax_ends_by_its_own_truncation(path, length):
     env = envs.make(f"tests.own_gymnax:{path}")

@@ -70,9 +70,16 @@ def episodic(
 
 
 def rescale(low: Any, high: Any) -> Callable[[Array], Array]:
-    """Return the affine map from [-1, 1] to the box [low, high]."""
-    low, high = np.asarray(low, np.float32), np.asarray(high, np.float32)
-    if not (np.isfinite(low).all() and np.isfinite(high).all()):
-        raise ValueError(f"actions need finite bounds to be rescaled from [-1, 1], got {low} to {high}")
-    centre, half = (high + low) / 2, (high - low) / 2
+    """Return the affine map from [-1, 1] to the box [low, high].
+
+    Raises:
+        ValueError: a bound, or the sum or difference of two, is no finite float32.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):  # bounds that stand for "none" overflow, inf - inf is NaN
+        low, high = np.asarray(low, np.float32), np.asarray(high, np.float32)
+        centre, half = (high + low) / 2, (high - low) / 2
+    if not (np.isfinite(centre).all() and np.isfinite(half).all()):
+        raise ValueError(
+            f"actions need finite bounds, less than 3.4e38 apart, to be rescaled from [-1, 1], got {low} to {high}"
+        )
     return lambda action: centre + half * action

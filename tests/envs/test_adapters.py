@@ -253,8 +253,16 @@ def test_actions_are_rescaled_to_the_bounds():
     assert native(jnp.full(3, -1.0)).tolist() == [-1, 0, -2]
     assert native(jnp.full(3, 1.0)).tolist() == [3, 10, 2]
     assert native(jnp.zeros(3)).tolist() == [1, 5, 0]
-    with pytest.raises(ValueError, match="finite"):
-        rescale([-np.inf], [1])
+
+
+@pytest.mark.parametrize(
+    ("low", "high"),
+    [(-np.inf, 1), (-np.inf, np.inf), (0, np.nan), (-2e38, 2e38), (2e38, 3e38), (-1e300, 1e300)],
+)
+def test_bounds_between_which_float32_overflows_are_refused(low, high):
+    assert np.isfinite(rescale([-1e38], [1e38])(jnp.full(1, 0.5))).all()
+    with pytest.raises(ValueError, match="finite bounds"):
+        rescale([low, 0], [high, 1])
 
 
 @pytest.mark.parametrize(

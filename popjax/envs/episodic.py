@@ -75,11 +75,12 @@ def rescale(low: Any, high: Any) -> Callable[[Array], Array]:
     Raises:
         ValueError: a bound, or the sum or difference of two, is no finite float32.
     """
-    with np.errstate(over="ignore", invalid="ignore"):  # bounds that stand for "none" overflow, inf - inf is NaN
+    with np.errstate(over="ignore", invalid="ignore"):  # overflow and inf - inf are refused below
         low, high = np.asarray(low, np.float32), np.asarray(high, np.float32)
         centre, half = (high + low) / 2, (high - low) / 2
     if not (np.isfinite(centre).all() and np.isfinite(half).all()):
         raise ValueError(
-            f"actions need finite bounds, less than 3.4e38 apart, to be rescaled from [-1, 1], got {low} to {high}"
+            "actions need finite bounds, less than 3.4e38 apart, to be rescaled from [-1, 1],"
+            f" got {low} to {high}"
         )
     return lambda action: centre + half * action

@@ -46,8 +46,8 @@ def adapt(name: str, env: Any, params: Any, **further: Any) -> Env:
     """Return an ``Env`` of an environment with gymnax's interface and its ``EnvParams``; see ``make``.
 
     Episodes are truncated where its ``is_truncated`` says so, and at ``max_steps_in_episode``. Images
-    [H, W, C] that ``observation_space`` declares as bool, or as uint8 up to 255, stay so. Values of a Discrete
-    are counted from its ``start``, so that actions begin at 0.
+    [H, W, C] that ``observation_space`` declares as bool, or as uint8 up to 255, stay so. Values of a
+    Discrete are counted from its ``start``, so that actions begin at 0.
 
     ``further`` are fields of its ``Spec``.
 

@@ -186,10 +186,11 @@ def _facts(env: Env, origin: Mapping[str, Any]) -> dict[str, Any]:
 def _readme(facts: Mapping[str, Any], reason: str | None) -> str:
     observation, action = facts["observation"], facts["action"]
     if action["kind"] == "discrete":
-        told, components = (
-            f"an integer from 0 to {action['count'] - 1}; add the start of the environment's Discrete, if any.",
-            "",
+        told = (
+            f"an integer from 0 to {action['count'] - 1}; "
+            "add the start of the environment's Discrete, if it has one."
         )
+        components = ""
     else:
         told = (
             f"{action['components']} numbers in [-1, 1]; for other bounds of the environment, use "

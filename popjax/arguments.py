@@ -22,6 +22,8 @@ import jax
 import numpy as np
 
 F = TypeVar("F", bound=Callable[..., Any])
+INT32_MAX = 2**31 - 1
+"""Largest integer of compiled programs."""
 UNIONS = (Union, UnionType)
 _WORDS: dict[Any, tuple[str, str]] = {
     bool: ("True or False", "True or False"),

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from popjax.arguments import INT32_MAX
 from popjax.core import Env, Key, PyTree, Spec, Timestep
 
 
@@ -37,7 +38,7 @@ def checked(env: Env) -> Env:
     Python numbers and weakly typed arrays become arrays of the declared types, so that a scan compiles once.
 
     Raises:
-        ValueError: ``spec`` is not a Spec or has a size below 1; during tracing: as ``check_env``.
+        ValueError: ``spec`` is not a Spec or has a size below 1 or beyond int32; during tracing: as ``check_env``.
     """
     spec = env.spec
     _check_spec(spec)
@@ -66,17 +67,17 @@ def _check_spec(spec: Spec) -> None:
         value = getattr(spec, name)
         if not _is_size(value):
             raise ValueError(
-                f"{spec.name}: {name} of the Spec must be an integer of at least 1, got {value!r}"
+                f"{spec.name}: {name} of the Spec must be an integer from 1 to {INT32_MAX:,}, got {value!r}"
             )
     if not isinstance(spec.obs_shape, tuple) or not all(map(_is_size, spec.obs_shape)):
         raise ValueError(
-            f"{spec.name}: obs_shape of the Spec must be a tuple of integers of at least 1,"
-            f" got {spec.obs_shape!r}"
+            f"{spec.name}: obs_shape of the Spec must be a tuple of integers from 1 to"
+            f" {INT32_MAX:,}, got {spec.obs_shape!r}"
         )
 
 
 def _is_size(value: Any) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= 1
+    return isinstance(value, Integral) and not isinstance(value, bool) and 1 <= int(value) <= INT32_MAX
 
 
 def _pair(spec: Spec, answer: Any, name: str, wanted: str) -> tuple[Any, Any]:

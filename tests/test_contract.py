@@ -96,31 +96,35 @@ FAULTS = {
     ),
     "no limit": (
         point(spec=Spec("mine/point", (3,), 3, 0)),
-        "mine/point: episode_length of the Spec must be an integer of at least 1, got 0",
+        "mine/point: episode_length of the Spec must be an integer from 1 to 2,147,483,647, got 0",
+    ),
+    "limit beyond int32": (
+        point(spec=Spec("mine/point", (3,), 3, 2**31)),
+        "mine/point: episode_length of the Spec must be an integer from 1 to 2,147,483,647, got 2147483648",
     ),
     "limit left out": (
         point(spec=Spec("mine/point", (3,), 3, None)),
-        "mine/point: episode_length of the Spec must be an integer of at least 1, got None",
+        "mine/point: episode_length of the Spec must be an integer from 1 to 2,147,483,647, got None",
     ),
     "endless": (
         point(spec=Spec("mine/point", (3,), 3, float("inf"))),
-        "mine/point: episode_length of the Spec must be an integer of at least 1, got inf",
+        "mine/point: episode_length of the Spec must be an integer from 1 to 2,147,483,647, got inf",
     ),
     "unknown limit": (
         point(spec=Spec("mine/point", (3,), 3, float("nan"))),
-        "mine/point: episode_length of the Spec must be an integer of at least 1, got nan",
+        "mine/point: episode_length of the Spec must be an integer from 1 to 2,147,483,647, got nan",
     ),
     "shape as a number": (
         point(spec=Spec("mine/point", 3, 3, 20)),
-        "mine/point: obs_shape of the Spec must be a tuple of integers of at least 1, got 3",
+        "mine/point: obs_shape of the Spec must be a tuple of integers from 1 to 2,147,483,647, got 3",
     ),
     "shape of a half": (
         point(spec=Spec("mine/point", (3.5,), 3, 20)),
-        r"mine/point: obs_shape of the Spec must be a tuple of integers of at least 1, got \(3.5,\)",
+        r"mine/point: obs_shape of the Spec must be a tuple of integers from 1 to 2,147,483,647, got \(3.5,\)",
     ),
     "half an action": (
         point(spec=Spec("mine/point", (3,), 1.5, 20)),
-        "mine/point: action_dim of the Spec must be an integer of at least 1, got 1.5",
+        "mine/point: action_dim of the Spec must be an integer from 1 to 2,147,483,647, got 1.5",
     ),
 }
 

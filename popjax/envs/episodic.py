@@ -11,6 +11,7 @@ import numpy as np
 from flax import struct
 from jax import Array
 
+from popjax.arguments import INT32_MAX
 from popjax.core import Env, Key, PyTree, Spec, Timestep
 
 
@@ -39,8 +40,10 @@ def episodic(
     seconds.
     """
 
-    if spec.episode_length < 1:
-        raise ValueError(f"{spec.name}: episode_length must be at least 1, got {spec.episode_length}")
+    if not 1 <= spec.episode_length <= INT32_MAX:
+        raise ValueError(
+            f"{spec.name}: episode_length must be from 1 to {INT32_MAX:,}, got {spec.episode_length}"
+        )
 
     def start(key: Key) -> tuple[EpisodeState, Array]:
         inner, obs = reset(key)

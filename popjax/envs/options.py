@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import reduce
 from operator import or_
 from types import UnionType
@@ -21,7 +21,7 @@ def check(env: str, options: Mapping[str, Any], known: Mapping[str, Any]) -> dic
     A float such as 1e3 becomes an integer if the option is one.
 
     Raises:
-        ValueError: there is no option of that name, or its value is of another type.
+        ValueError: there is no option of that name, or its value is of another type or too large.
     """
     taken = dict(options)
     for name, value in options.items():
@@ -31,8 +31,19 @@ def check(env: str, options: Mapping[str, Any], known: Mapping[str, Any]) -> dic
         # Leave other annotations to the library.
         if set(kinds) <= {bool, int, float, str, tuple}:
             hint = reduce(or_, (_RANGE if kind is tuple else kind for kind in kinds))
-            taken[name] = arguments.checked(f"{env}: option {name}", value, hint)
+            taken[name] = _in_range(arguments.checked(f"{env}: option {name}", value, hint), env, name, kinds)
     return taken
+
+
+def _in_range(value: Any, env: str, name: str, kinds: Collection[Any]) -> Any:
+    """Return ``value``, a whole number as a float where the option is one; refuse an integer that compiled
+    programs cannot hold."""
+    if type(value) is not int or -arguments.INT32_MAX <= value <= arguments.INT32_MAX:
+        return value
+    if float in kinds:
+        return float(value)
+    most = f"{arguments.INT32_MAX:,}"
+    raise ValueError(f"{env}: option {name} must be from -{most} to {most}, got {value:,}")
 
 
 def keywords(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:

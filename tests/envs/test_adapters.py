@@ -11,7 +11,7 @@ import pytest
 from popjax import envs
 from popjax.contract import check_env
 from popjax.envs import make
-from popjax.envs.episodic import rescale
+from popjax.envs.episodic import episodic, rescale
 from popjax.envs.options import keywords
 
 # Pendulum and CartPole: [bound of the action]. MinAtar: pixels, discrete.
@@ -167,6 +167,12 @@ def test_brax_has_specs_and_falls_back_to_a_backend_that_the_task_has(capfd):
             {"max_steps_in_episode": 2.5},
             "max_steps_in_episode must be an integer, got 2",
         ),
+        (
+            "gymnax/Pendulum-v1",
+            {"max_steps_in_episode": 3e9},
+            "max_steps_in_episode must be from -2,147,483,647 to 2,147,483,647, got 3,000,000,000",
+        ),
+        ("gymnax/Pendulum-v1", {"frame_stack": 2**31}, "frame_stack must be from .*, got 2,147,483,648"),
         ("gymnax/DeepSea-bsuite", {"sise": 20}, "no option 'sise'; did you mean 'size'"),
         ("gymnax/DeepSea-bsuite", {"size": "big"}, "option size must be an integer, got 'big'"),
         ("gymnax/DeepSea-bsuite", {"size": 0}, r"gymnax/DeepSea-bsuite cannot be made with {'size': 0}: "),
@@ -184,6 +190,7 @@ def test_what_does_not_exist_is_named_with_what_does(name, options, message):
 def test_options_may_be_written_as_the_command_line_reads_them():
     assert make("gymnax/Pendulum-v1", max_steps_in_episode=1e2).spec.episode_length == 100
     assert make("gymnax/BernoulliBandit-misc", max_steps_in_episode=50.0).spec.episode_length == 50
+    assert make("gymnax/Pendulum-v1", reward_scale=3_000_000_000).spec.episode_length == 200
     env = make("gymnax/Acrobot-v1", available_torque=[-2, 0, 2])
     state, _ = jax.eval_shape(env.reset, jax.random.key(0))
     assert jax.eval_shape(env.step, state, jnp.int32(0))[1].reward.shape == ()
@@ -253,6 +260,13 @@ def test_actions_are_rescaled_to_the_bounds():
     assert native(jnp.full(3, -1.0)).tolist() == [-1, 0, -2]
     assert native(jnp.full(3, 1.0)).tolist() == [3, 10, 2]
     assert native(jnp.zeros(3)).tolist() == [1, 5, 0]
+
+
+@pytest.mark.parametrize("limit", [0, 2**31])
+def test_a_time_limit_that_is_no_positive_int32_is_refused(limit):
+    spec = make("probe/delay").spec._replace(episode_length=limit)
+    with pytest.raises(ValueError, match=f"must be from 1 to 2,147,483,647, got {limit}"):
+        episodic(spec, None, None)
 
 
 @pytest.mark.parametrize(

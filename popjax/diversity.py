@@ -13,6 +13,7 @@ import optax
 from flax import struct
 from jax import Array
 
+from popjax import normalize
 from popjax.core import Key, Network, Params, PyTree
 
 SHIFTS = 32
@@ -156,5 +157,4 @@ def _log_mean_exp(x: Array) -> Array:
 
 def _standard(rows: Array) -> Array:
     """Return rows [B, D] with every component of mean 0 and deviation 1; one that never varies becomes 0."""
-    deviation = rows.std(0)
-    return jnp.where(deviation > 0, (rows - rows.mean(0)) / jnp.where(deviation > 0, deviation, 1.0), 0.0)
+    return jax.vmap(normalize.standardized, 1, 1)(rows)

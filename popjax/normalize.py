@@ -21,6 +21,8 @@ from popjax.core import Agent, Choice, Key, Params, PyTree, Spec, Transition
 COUNT_LIMIT = 2**30
 """Maximum of the count of samples; beyond it, old samples fade slowly."""
 
+_NEAR = 2.0**-12  # range of numbers, as a share of the largest, that the rounding of their mean may exceed
+
 
 @struct.dataclass
 class RunningStatistics:
@@ -84,6 +86,18 @@ def normalize(state: RunningStatistics, x: Array, *, clip: float | None = None) 
     """
     normal = ((x - state.mean) - state.low) / jnp.sqrt(state.variance + 1e-8)
     return normal if clip is None else jnp.clip(normal, -clip, clip)
+
+
+def standardized(x: Array, valid: Array | None = None) -> Array:
+    """Return ``(x - mean) / std`` over all valid entries, with the standard deviation that divides by their
+    number; 0 if they are all equal."""
+    low, high = x.min(where=valid, initial=jnp.inf), x.max(where=valid, initial=-jnp.inf)
+    # The mean of equal numbers is rounded, and dividing by their deviation, which is rounded too, would turn
+    # that into 1 or -1. Subtracting the lowest of nearly equal numbers is exact (Sterbenz).
+    near = high - low <= _NEAR * jnp.maximum(jnp.abs(low), jnp.abs(high))
+    x = x - jnp.where(near, low, 0.0)
+    std = x.std(where=valid)
+    return jnp.where(std > 0, (x - x.mean(where=valid)) / jnp.where(std > 0, std, 1.0), 0.0)
 
 
 def update_returns(

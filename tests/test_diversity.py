@@ -107,6 +107,14 @@ def test_dependence_without_correlation_is_found(key):
     assert estimate(jnp.asarray(x), jnp.asarray(y), key) > 0.4
 
 
+def test_a_component_that_never_varies_adds_nothing(key):
+    """The float32 mean of thousands of equal numbers is not their value."""
+    states = jax.random.normal(key, (4000, 2))
+    constants = (jnp.full((4000, 1), value) for value in (0.0, 0.1))
+    found = [estimate(jnp.hstack([states, extra]), states[:, :1], key, steps=3) for extra in constants]
+    assert found[0] == found[1]
+
+
 def test_pairs_too_few_to_hold_any_out_are_refused(key):
     with pytest.raises(ValueError, match="4 pairs are too few"):
         mutual_information(jnp.zeros((4, 1)), jnp.zeros((4, 1)), key, nets.critic(1, 1, (8,)))

@@ -99,6 +99,31 @@ def test_the_count_stands_still_before_it_overflows():
     assert np.isfinite(float(state.mean))
 
 
+@pytest.mark.parametrize("value", [0.1, -1.3, 0.0, 1e30])
+def test_equal_numbers_are_standardized_to_zero(value):
+    """The float32 mean of thousands of them is not their value."""
+    standard = jax.jit(normalize.standardized)
+    np.testing.assert_array_equal(standard(jnp.full(4000, value)), 0)
+    x = jnp.full(4000, value).at[7].set(jnp.nan).at[9].set(5e3)
+    valid = jnp.ones(4000, bool).at[jnp.array([7, 9])].set(False)
+    np.testing.assert_array_equal(standard(x, valid)[valid], 0)
+
+
+def test_numbers_that_differ_in_the_last_digit_are_standardized_around_zero():
+    apart = np.nextafter(np.float32(0.1), np.float32(1))
+    standard = jax.jit(normalize.standardized)(jnp.array([0.1, apart] * 2000, jnp.float32))
+    np.testing.assert_allclose(standard, [-1, 1] * 2000, atol=1e-5)
+
+
+@pytest.mark.parametrize("offset", [0.0, 1.0, -300.0])
+def test_unequal_numbers_are_standardized_as_before(offset):
+    x = jnp.asarray(np.random.default_rng(0).normal(offset, 1, 4000), jnp.float32)
+    valid = jnp.arange(4000) % 3 > 0
+    expected = (x - x.mean(where=valid)) / x.std(where=valid)
+    np.testing.assert_array_equal(normalize.standardized(x, valid), expected)
+    assert np.all(normalize.standardized(x, jnp.zeros(4000, bool)) == 0)
+
+
 def test_under_vmap_every_individual_has_its_own():
     x = np.random.default_rng(5).normal(size=(3, 20, 2)).astype(np.float32)
     together = jax.vmap(normalize.update, in_axes=(None, 0))(normalize.init((2,)), x)

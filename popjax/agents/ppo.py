@@ -116,13 +116,6 @@ def surrogate(ratio: Array, advantages: Array, clip: Array | float) -> Array:
     return jnp.minimum(ratio * advantages, jnp.clip(ratio, 1 - clip, 1 + clip) * advantages)
 
 
-def standardized(x: Array, valid: Array | None = None) -> Array:
-    """Return ``(x - mean) / std`` over all valid entries, with the standard deviation that divides by their
-    number; 0 if they are all equal."""
-    std = x.std(where=valid)
-    return jnp.where(std > 0, (x - x.mean(where=valid)) / jnp.where(std > 0, std, 1.0), 0.0)
-
-
 def build(spec: Spec, config: Config = Config()) -> OnPolicyAgent:
     """Return a PPO learner for discrete or continuous actions."""
     if config.normalize_obs:
@@ -185,7 +178,7 @@ def build(spec: Spec, config: Config = Config()) -> OnPolicyAgent:
         def loss(params: Params, part: tuple[Trajectory, Array]) -> tuple[Array, Array]:
             rows, advantages = part
             if config.normalize_advantage == "minibatch":
-                advantages = standardized(advantages, rows.valid)
+                advantages = normalize.standardized(advantages, rows.valid)
             now, kl, entropy = told(params, rows)
             ratio = jnp.exp(now - rows.log_prob)
             gain = surrogate(ratio, advantages, hyper.clip).mean(where=rows.valid)
@@ -283,7 +276,7 @@ def build(spec: Spec, config: Config = Config()) -> OnPolicyAgent:
         if config.value_target == "clipped":
             returns = advantages + before
         if config.normalize_advantage == "rollout":
-            advantages = standardized(advantages, rows.valid)
+            advantages = normalize.standardized(advantages, rows.valid)
         state, (policy_loss, kl, entropy, steps) = learn_policy(state, rows, advantages, hyper, key_policy)
         state, value_loss = learn_value(state, rows, before, returns, hyper, key_value)
         state = replace(state, rollouts=optax.safe_increment(state.rollouts))

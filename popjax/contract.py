@@ -38,7 +38,8 @@ def checked(env: Env) -> Env:
     Python numbers and weakly typed arrays become arrays of the declared types, so that a scan compiles once.
 
     Raises:
-        ValueError: ``spec`` is not a Spec or has a size below 1 or beyond int32; during tracing: as ``check_env``.
+        ValueError: ``spec`` is not a Spec or has a size that is no positive int32; during tracing: as
+            ``check_env``.
     """
     spec = env.spec
     _check_spec(spec)

@@ -27,11 +27,15 @@ def adam(learning_rate: Array | float, max_grad_norm: Array | float) -> optax.Gr
 
 
 def clip_by_global_norm(max_norm: Array | float) -> optax.GradientTransformation:
-    """Return Optax's transformation of this name, computed by fewer kernels on a GPU."""
+    """Return Optax's transformation of this name, computed by fewer kernels on a GPU.
+
+    Unlike Optax's it leaves a gradient alone if its norm equals ``max_norm``: both may be 0, or infinite
+    because the squares in the norm overflow, and the quotient would be NaN.
+    """
 
     def update(gradient: PyTree, state: PyTree, params: PyTree = None) -> tuple[PyTree, PyTree]:
         norm = global_norm(gradient)
-        within = norm < max_norm
+        within = norm <= max_norm
         return jax.tree.map(lambda x: jnp.where(within, x, x / norm * max_norm), gradient), state
 
     return optax.GradientTransformation(optax.init_empty_state, update)

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import importlib
+import math
 import pkgutil
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, Literal, get_type_hints
 
+import numpy as np
 import pytest
 from flax import linen as nn
 
 from popjax import agents, evolution, intrinsic, methods, nets
 from popjax.arguments import words_of
-from popjax.checks import check_least, check_types, nearest_divisor
+from popjax.checks import check_hyper, check_least, check_types, nearest_divisor
+from popjax.evolution import strategies
+from popjax.intrinsic import contrastive
+from popjax.methods import ca2e_config
 from popjax.nets import recurrent
 
 Color = Literal["red", "blue"]
@@ -47,6 +52,28 @@ def test_words_and_none_are_known():
 def test_a_refusal_names_field_and_value(wrong, said):
     with pytest.raises(ValueError, match=said):
         Painting(**wrong)
+
+
+@pytest.mark.parametrize(
+    ("hyper", "name", "value"),
+    [
+        (agents.ppo.Hyper(), "policy_lr", math.inf),
+        (agents.ppo.Hyper(), "policy_lr", np.array([1e-3, np.inf])),
+        (agents.ddpg.Hyper(), "critic_l2", 1e39),  # infinite in float32
+        (agents.sac.Hyper(), "target_entropy", -math.inf),
+        (contrastive.Hyper(), "temperature", 0.0),
+        (strategies.Hyper(), "std", 0.0),
+        (ca2e_config.Hyper(agents.dqn.Hyper()), "importance_exponent", 20.0),
+    ],
+)
+def test_a_value_whose_formula_gives_nan_is_refused(hyper, name, value):
+    with pytest.raises(ValueError, match=f"{name} must be in "):
+        check_hyper(replace(hyper, **{name: value}))
+
+
+def test_what_may_never_happen_may_be_infinite():
+    check_hyper(agents.ppo.Hyper(target_kl=math.inf, max_grad_norm=math.inf))
+    check_hyper(agents.dqn.Hyper(target_period=math.inf))
 
 
 def test_nearest_divisor():

@@ -26,6 +26,13 @@ def test_clipping_is_that_of_optax(gradient, limit):
     jax.tree.map(np.testing.assert_array_equal, ours, theirs)
 
 
+@pytest.mark.parametrize(("size", "limit"), [(0.0, 0.0), (1e20, np.inf)])
+def test_a_gradient_as_long_as_the_limit_is_left_alone(size, limit):
+    gradient = {"kernel": jnp.array([size, 0.0]), "bias": jnp.zeros(1)}
+    clipped, _ = jax.jit(optimize.clip_by_global_norm(limit).update)(gradient, optax.EmptyState())
+    jax.tree.map(np.testing.assert_array_equal, clipped, gradient)
+
+
 def test_a_gpu_sums_small_leaves_together(gradient):
     def sums(platform):
         program = jax.export.export(jax.jit(optimize.global_norm), platforms=[platform])(gradient)

@@ -12,6 +12,7 @@ parameters produced; gradients stop at the beginning of the rollout.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
@@ -72,8 +73,8 @@ class Hyper:
     value_weight: Number = number(0.5)  # weight of the mean squared error of the values in the loss
     entropy_weight: Number = number(0.01)  # weight of the policy's mean entropy [nats] in the loss
     lr: Number = number(7e-4)  # RMSProp's rate at the start
-    max_grad_norm: Number = number(0.5)  # global norm to which the gradient of both networks is clipped
-    anneal_updates: Number = number(500_000.0)  # gradient steps over which lr falls linearly to 0; 0: never
+    max_grad_norm: Number = number(0.5, high=math.inf)  # global norm to which gradients are clipped
+    anneal_updates: Number = number(500_000.0, high=math.inf)  # updates of lr's linear fall to 0; 0: none
 
 
 @struct.dataclass

@@ -79,7 +79,7 @@ class Hyper:
     polyak: Number = number(0.001, high=1.0)  # share by which targets move to the online networks per step
     actor_lr: Number = number(5e-5)  # Adam's rate for the actor
     critic_lr: Number = number(5e-4)  # Adam's rate for the critic
-    max_grad_norm: Number = number(10.0)  # global norm to which each network's gradient is clipped
+    max_grad_norm: Number = number(10.0, high=math.inf)  # global norm to which each gradient is clipped
     critic_l2: Number = number(0.0)  # weight of the critic's squared hidden weights in its loss
     exploration: Number = number(0.1)  # standard deviation of Gaussian action noise while collecting
 

@@ -6,6 +6,7 @@ from n-step transitions as from plain ones, since a transition carries its own d
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -62,11 +63,11 @@ class Hyper:
 
     discount: Number = number(0.99, high=1.0)  # gamma, per environment step
     lr: Number = number(1e-4)  # Adam's rate
-    max_grad_norm: Number = number(10.0)  # global norm to which the gradient is clipped
-    target_period: Number = number(2_500, low=1.0)  # gradient steps between copies to the target; inf: never
+    max_grad_norm: Number = number(10.0, high=math.inf)  # global norm to which the gradient is clipped
+    target_period: Number = number(2_500, low=1.0, high=math.inf)  # gradient steps between copies; inf: never
     exploration_start: Number = number(1.0, high=1.0)  # probability of a random action at the beginning
     exploration: Number = number(0.1, high=1.0)  # probability of a random action after exploration_steps
-    exploration_steps: Number = number(1e6, low=1.0)  # environment steps over which that changes linearly
+    exploration_steps: Number = number(1e6, low=1.0, high=math.inf)  # environment steps of that linear change
 
 
 @struct.dataclass

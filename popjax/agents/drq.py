@@ -51,7 +51,7 @@ class Config:
 class Hyper(sac.Hyper):
     """Hyperparameters of one DrQ learner: those of SAC, two of them with other defaults."""
 
-    max_grad_norm: Number = number(math.inf)  # global norm to which gradients are clipped
+    max_grad_norm: Number = number(math.inf, high=math.inf)  # global norm to which gradients are clipped
     init_temperature: Number = number(0.1, instead="temperature_lr")  # temperature at the start
 
 

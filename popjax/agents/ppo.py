@@ -73,13 +73,13 @@ class Hyper:
 
     discount: Number = number(0.99, high=1.0)  # gamma, per environment step
     trace_decay: Number = number(0.97, high=1.0)  # lambda of the advantages
-    clip: Number = number(0.2)  # probability ratios are clipped to [1 - clip, 1 + clip]
+    clip: Number = number(0.2, high=math.inf)  # probability ratios are clipped to [1 - clip, 1 + clip]
     policy_lr: Number = number(3e-4)  # Adam's rate for the policy
     value_lr: Number = number(1e-3)  # Adam's rate for the value
-    target_kl: Number = number(0.01)  # policy steps stop beyond 1.5 times this divergence [nats]; inf: never
+    target_kl: Number = number(0.01, high=math.inf)  # steps stop beyond 1.5 times this divergence [nats]
     entropy_weight: Number = number(0.0)  # weight of the entropy bonus
-    max_grad_norm: Number = number(math.inf)  # global norm to which gradients are clipped
-    anneal_rollouts: Number = number(0.0)  # rollouts over which both rates fall linearly to 0; 0: never
+    max_grad_norm: Number = number(math.inf, high=math.inf)  # global norm to which gradients are clipped
+    anneal_rollouts: Number = number(0.0, high=math.inf)  # rollouts of both rates' linear fall to 0; 0: none
 
 
 @struct.dataclass

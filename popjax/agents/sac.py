@@ -19,6 +19,7 @@ from jax import Array
 from popjax import distributions, nets, normalize, tree
 from popjax.checks import check_types, check_widths
 from popjax.core import (
+    LARGEST,
     Agent,
     Key,
     Network,
@@ -58,9 +59,9 @@ class Hyper:
     actor_lr: Number = number(3e-4)  # Adam's rate for the actor
     critic_lr: Number = number(3e-4)  # Adam's rate for the twin critics
     temperature_lr: Number = number(3e-4)  # Adam's rate for the log temperature
-    max_grad_norm: Number = number(20.0)  # global norm to which gradients of actor and critics are clipped
+    max_grad_norm: Number = number(20.0, high=math.inf)  # global norm to which both gradients are clipped
     init_temperature: Number = number(1.0, instead="temperature_lr")  # temperature at the start
-    target_entropy: Number = number(-0.5, low=-math.inf)  # target of the entropy, nats per action component
+    target_entropy: Number = number(-0.5, low=-LARGEST)  # target of the entropy, nats per action component
     exploration: Number = number(1.0)  # multiplies the policy's standard deviation while collecting
 
 

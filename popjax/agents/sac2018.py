@@ -46,7 +46,7 @@ class Hyper:
     actor_lr: Number = number(1e-3)  # Adam's rate for the actor
     critic_lr: Number = number(1e-3)  # Adam's rate for the twin critics and the value
     temperature: Number = number(0.2)  # weight of the entropy
-    max_grad_norm: Number = number(math.inf)  # global norm to which both gradients are clipped
+    max_grad_norm: Number = number(math.inf, high=math.inf)  # global norm to which both gradients are clipped
     exploration: Number = number(1.0)  # multiplies the policy's standard deviation while collecting
 
 

@@ -43,9 +43,9 @@ class Hyper:
     polyak: Number = number(0.005, high=1.0)  # share by which targets move to the online ones per actor step
     actor_lr: Number = number(3e-4)  # Adam's rate for the actor
     critic_lr: Number = number(3e-4)  # Adam's rate for the twin critics
-    max_grad_norm: Number = number(math.inf)  # global norm to which each gradient is clipped
+    max_grad_norm: Number = number(math.inf, high=math.inf)  # global norm to which each gradient is clipped
     target_noise: Number = number(0.2)  # standard deviation of the noise on target actions
-    target_noise_clip: Number = number(0.5)  # largest size of that noise
+    target_noise_clip: Number = number(0.5, high=math.inf)  # largest size of that noise
     exploration: Number = number(0.1)  # standard deviation of Gaussian action noise while collecting
 
 

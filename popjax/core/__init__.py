@@ -41,6 +41,7 @@ from popjax.core.experience import (
     transition,
 )
 from popjax.core.method import (
+    LARGEST,
     Built,
     Ingredient,
     Method,
@@ -61,6 +62,7 @@ from popjax.core.types import (
 )
 
 __all__ = [
+    "LARGEST",
     "Act",
     "Agent",
     "Built",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any, NamedTuple
@@ -151,9 +150,13 @@ def stacked_fields(state: Any) -> dict[str, PyTree]:
     return {name: getattr(state, name) for name, when in marked.items() if when(state)}
 
 
-def number(default: float, low: float = 0.0, high: float = math.inf, instead: str | None = None) -> Any:
+LARGEST = float(jnp.finfo(jnp.float32).max)
+"""Largest finite hyperparameter."""
+
+
+def number(default: float, low: float = 0.0, high: float = LARGEST, instead: str | None = None) -> Any:
     """Declare a hyperparameter, a field of a ``Hyper``: a number in [low, high]. ``checks.check_hyper``
-    enforces the range before a run.
+    enforces the range before a run. Declare ``high=math.inf`` where infinity means something, such as never.
 
     A hyperparameter that only ``init`` reads cannot evolve; ``instead`` names the one to evolve in its place.
     """

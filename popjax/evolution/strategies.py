@@ -59,7 +59,7 @@ class Hyper:
     """Hyperparameters of a search."""
 
     # standard deviation of a parameter; only the initial one if the strategy adapts it
-    std: Number = number(0.05)
+    std: Number = number(0.05, low=1e-6)
     lr: Number = number(0.01)  # Adam's rate for the mean in the strategies of ADAM; the others have no Adam
 
 

@@ -64,7 +64,7 @@ class Hyper:
 
     weight: Number = number(0.2)  # lambda, weight of the bonus added to the task's reward
     ego_weight: Number = number(0.5, high=1.0)  # w, share of an agent's own novelty in its bonus
-    temperature: Number = number(0.07)  # temperature of InfoNCE
+    temperature: Number = number(0.07, low=1e-6)  # temperature of InfoNCE
     lr: Number = number(3e-4)  # Adam's rate for the encoder
 
 

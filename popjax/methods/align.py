@@ -12,6 +12,7 @@ and ``fresh_loss`` shows when the network no longer improves.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -72,7 +73,7 @@ class Hyper:
     """Hyperparameters of the alignment network's learning."""
 
     align_lr: Number = number(1e-4)  # Adam's rate
-    max_grad_norm: Number = number(40.0)  # global norm to which the gradient is clipped
+    max_grad_norm: Number = number(40.0, high=math.inf)  # global norm to which the gradient is clipped
 
 
 @struct.dataclass

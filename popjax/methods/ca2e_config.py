@@ -106,11 +106,11 @@ class Hyper:
     # hyperparameters of the learner; its exploration is also that of retired prior actors, except with apex
     agent: Any
     priority_exponent: Number = number(0.6)  # alpha of prioritized replay; 0 is uniform replay
-    importance_exponent: Number = number(0.4)  # beta of the importance weights; 0 leaves them out
+    importance_exponent: Number = number(0.4, high=1.0)  # beta of the importance weights; 0 leaves them out
     priority_offset: Number = number(1e-6)  # added to every absolute TD error
     # a prior policy of mean return r is replaced once the learner returns r + (factor - 1) times the absolute
     # value of r; inf: never
-    replacement_factor: Number = number(1.05, low=1.0)
+    replacement_factor: Number = number(1.05, low=1.0, high=math.inf)
 
 
 @struct.dataclass

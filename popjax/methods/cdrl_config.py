@@ -79,15 +79,15 @@ class Hyper:
     trace_decay: Number = number(1.0, high=1.0)  # lambda of the advantages
     value_coef: Number = number(0.5)  # weight in the loss of half the summed squared error of values
     entropy: Number = number(0.01)  # weight of the policy's summed entropy in the loss, per nat
-    max_grad_norm: Number = number(40.0)  # global norm to which every gradient is clipped
+    max_grad_norm: Number = number(40.0, high=math.inf)  # global norm to which every gradient is clipped
     lr: Number = number(1e-4)  # Adam's rate for the task's own rewards
     distil_lr: Number = number(1e-4)  # learning rate of distillation, which has its own Adam
     align_lr: Number = number(1e-4)  # learning rate of the alignment networks
     # tau: divides a teacher's logits and, in the alignment loss with align_kl paper, the student's, too
     temperature: Number = number(1.0, low=1e-6)
-    align_from: Number = number(0.15)  # T1, start of alignment [environment steps or share of budget]
-    distil_from: Number = number(0.2)  # T2, start of distillation [environment steps or share of budget]
-    distil_until: Number = number(0.75)  # end of both [environment steps or share of budget]
+    align_from: Number = number(0.15, high=math.inf)  # T1, start of alignment [steps or share of budget]
+    distil_from: Number = number(0.2, high=math.inf)  # T2, start of distillation [steps or share of budget]
+    distil_until: Number = number(0.75, high=math.inf)  # end of both [steps or share of budget]
     budget: Number = number(2e7, low=1.0)  # environment steps of the student that fractions refer to
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from math import gcd
@@ -264,7 +265,7 @@ class Hyper:
     off_policy: Any  # hyperparameters of the global agent and its copies
     on_policy: Any  # hyperparameters of the on-policy agent
     cem: Any  # hyperparameters of the search
-    gap: Number = number(100.0)  # f, lead in score (return) beyond which a policy is handed over
+    gap: Number = number(100.0, high=math.inf)  # f, lead in score beyond which a policy is handed over
     local_share: Number = number(0.3, high=1.0)  # p, share of the batches that come from the local memory
     drive: Any = None  # hyperparameters of the drive
 

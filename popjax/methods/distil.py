@@ -15,6 +15,7 @@ or, from a teacher with logits, by the KL from its softened policy (CDRL, equati
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -94,12 +95,12 @@ class Hyper:
     """Hyperparameters of the student's learning."""
 
     lr: Number = number(1e-3)  # Adam's rate
-    max_grad_norm: Number = number(10.0)  # global norm to which the gradient is clipped
+    max_grad_norm: Number = number(10.0, high=math.inf)  # global norm to which the gradient is clipped
     # divides a teacher's logits; no effect with labels "actions" or continuous actions
     temperature: Number = number(1.0, low=1e-6)
     # DAgger's beta, the probability with which the teacher plays a lane's rollout, at the start
     teacher_share: Number = number(1.0, high=1.0)
-    teacher_steps: Number = number(20_000.0)  # environment steps over which teacher_share falls linearly to 0
+    teacher_steps: Number = number(20_000.0, high=math.inf)  # environment steps of its linear fall to 0
 
 
 @struct.dataclass

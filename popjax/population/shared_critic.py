@@ -7,6 +7,7 @@ delay; with a single critic and no noise on target actions, those of DDPG.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -29,7 +30,7 @@ class Hyper:
     actor_lr: Number = number(1e-3)  # Adam's rate for actors
     critic_lr: Number = number(1e-3)  # Adam's rate for the critics
     target_noise: Number = number(0.2)  # standard deviation of the noise on target actions
-    target_noise_clip: Number = number(0.5)  # largest size of that noise
+    target_noise_clip: Number = number(0.5, high=math.inf)  # largest size of that noise
 
 
 @struct.dataclass

@@ -197,7 +197,7 @@ def test_a_simulation_that_diverges_ends_the_episode():
 
 
 def test_a_time_limit_is_at_least_one_step():
-    with pytest.raises(ValueError, match="gym/Hopper-v4: episode_length must be from 1 to 2,147,483,647, got 0"):
+    with pytest.raises(ValueError, match=r"gym/Hopper-v4: episode_length must be from 1 to .*, got 0"):
         envs.make("gym/Hopper-v4", episode_length=0)
 
 

@@ -3,7 +3,8 @@
 Mean and variance are merged batch by batch (Chan, Golub & LeVeque, 1979). Samples are measured from the
 running mean, which carries its rounding error along. Both therefore stay accurate over a million float32
 samples around 10^4 with standard deviation 1, where sums of squares would lose the variance and a plain
-running mean would stop moving.
+running mean would stop moving. Beyond that, the variance is rounded at random, since the roundings of updates
+by single rows would add up to a fifth of it over 10^7 of them.
 """
 
 from __future__ import annotations
@@ -17,10 +18,12 @@ from flax import struct
 from jax import Array
 
 from popjax.core import Agent, Choice, Key, Params, PyTree, Spec, Transition
+from popjax.shuffle import mixed
 
 COUNT_LIMIT = 2**30
 """Maximum of the count of samples; beyond it, old samples fade slowly."""
 
+_LATE = 2.0**-20  # share of the new rows among all below which rounding of the variance adds up
 _NEAR = 2.0**-12  # range of numbers, as a share of the largest, that the rounding of their mean may exceed
 
 
@@ -71,12 +74,10 @@ def update(state: RunningStatistics, batch: Array, valid: Array | None = None) -
     share = new / jnp.maximum(count, 1).astype(jnp.float32)
     mean, lost = _two_sum(state.mean, rough * share)
     mean, low = _two_sum(mean, lost + (rest * share + state.low))
-    return RunningStatistics(
-        count=count,
-        mean=mean,
-        low=low,
-        variance=(1 - share) * state.variance + share * (variance + (1 - share) * jnp.square(offset)),
-    )
+    merged = variance + (1 - share) * jnp.square(offset)
+    late = _rounded_at_random(state.variance, share * (merged - state.variance), count, low)
+    early = (1 - share) * state.variance + share * merged
+    return RunningStatistics(count, mean, low, variance=jnp.where(share < _LATE, late, early))
 
 
 def normalize(state: RunningStatistics, x: Array, *, clip: float | None = None) -> Array:
@@ -201,6 +202,19 @@ def whitened(agent: Agent, obs_shape: tuple[int, ...], clip: float = 10.0) -> Ag
 
 def _of_agent(function: Callable[[PyTree], Params] | None) -> Callable[[Whitened], Params] | None:
     return None if function is None else lambda state: function(state.agent)
+
+
+def _rounded_at_random(a: Array, b: Array, number: Array, noise: Array) -> Array:
+    """Return ``a + b`` rounded up or down, so that sums are right on average over many calls.
+
+    Late changes of a variance are below half of its last digit: rounding to the nearest would lose all but
+    the largest, which are positive. ``number`` int32 [] and the bits of ``noise``, like ``a``, decide.
+    """
+    total, lost = _two_sum(a, b)
+    other = jnp.nextafter(total, jnp.where(lost > 0, jnp.inf, -jnp.inf))
+    bits = mixed(number.astype(jnp.uint32)) ^ jax.lax.bitcast_convert_type(noise, jnp.uint32)
+    chance = (mixed(bits) >> 8).astype(jnp.float32) / 2**24
+    return jnp.where(chance * jnp.abs(other - total) < jnp.abs(lost), other, total)
 
 
 def _two_sum(a: Array, b: Array) -> tuple[Array, Array]:

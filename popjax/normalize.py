@@ -75,7 +75,7 @@ def update(state: RunningStatistics, batch: Array, valid: Array | None = None) -
     mean, lost = _two_sum(state.mean, rough * share)
     mean, low = _two_sum(mean, lost + (rest * share + state.low))
     merged = variance + (1 - share) * jnp.square(offset)
-    late = _rounded_at_random(state.variance, share * (merged - state.variance), count, low)
+    late = _rounded_at_random(state.variance, share * (merged - state.variance), count, state.low)
     early = (1 - share) * state.variance + share * merged
     return RunningStatistics(count, mean, low, variance=jnp.where(share < _LATE, late, early))
 

@@ -5,17 +5,22 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import fields, is_dataclass
 from functools import lru_cache
+from numbers import Integral
 from typing import Any, get_type_hints
 
 import jax
 import numpy as np
 
 from popjax import tree
-from popjax.arguments import fits, told, wanted
+from popjax.arguments import INT32_MAX, fits, told, wanted
+
+_BEGINNINGS = ("warmup", "learning_starts", "pretraining", "first_phase", "prior_until")
+"""Fields that are compared with a ``Count`` of environment steps, which has 64 bits."""
 
 
 def check_types(config: Any) -> None:
-    """Check that every field has a value of its type: a number, one of the words of a ``Literal``, a Config.
+    """Check that every field has a value of its type: a number, one of the words of a ``Literal``, a Config;
+    and that integers fit into int32, except numbers of environment steps after which something begins.
 
     Raises:
         ValueError: a field has another value.
@@ -23,6 +28,8 @@ def check_types(config: Any) -> None:
     for name, kind in _types(config.__class__).items():
         if not fits(value := getattr(config, name), kind):
             raise ValueError(f"{name} must be {wanted(kind)}, got {told(value)}")
+        if isinstance(value, Integral) and value > INT32_MAX and name not in _BEGINNINGS:
+            raise ValueError(f"{name} must be at most {INT32_MAX:,}, got {value:,}")
 
 
 @lru_cache(maxsize=256)

@@ -132,6 +132,25 @@ def test_a_misspelt_word_is_refused(field):
         replace(kind(), **{name: "misspelt"})
 
 
+LONG = ("warmup", "learning_starts", "pretraining", "first_phase", "prior_until")  # counted in 64 bits
+INTEGERS = {
+    name: (kind, field)
+    for name, (kind, field) in TYPED.items()
+    if get_type_hints(kind)[field] is int and field not in LONG
+}
+
+
+@pytest.mark.parametrize("field", INTEGERS)
+def test_an_integer_beyond_int32_is_refused(field):
+    kind, name = INTEGERS[field]
+    with pytest.raises(ValueError, match=rf"{name} must be at most 2,147,483,647, got 2,147,483,648"):
+        replace(kind(), **{name: 2**31})
+
+
+def test_a_beginning_may_be_beyond_int32():
+    assert methods.diayn.Config(pretraining=2**31).pretraining == 2**31
+
+
 @pytest.mark.parametrize("field", SIZES)
 @pytest.mark.parametrize("sizes", [(0,), (8, -1)])
 def test_a_layer_without_units_is_refused(field, sizes):

@@ -28,8 +28,8 @@ def check_types(config: Any) -> None:
     for name, kind in _types(config.__class__).items():
         if not fits(value := getattr(config, name), kind):
             raise ValueError(f"{name} must be {wanted(kind)}, got {told(value)}")
-        if isinstance(value, Integral) and value > INT32_MAX and name not in _BEGINNINGS:
-            raise ValueError(f"{name} must be at most {INT32_MAX:,}, got {value:,}")
+        if isinstance(value, Integral) and int(value) > INT32_MAX and name not in _BEGINNINGS:
+            raise ValueError(f"{name} must be at most {INT32_MAX}, got {value}")
 
 
 @lru_cache(maxsize=256)

@@ -3,8 +3,8 @@
 Mean and variance are merged batch by batch (Chan, Golub & LeVeque, 1979). Samples are measured from the
 running mean, which carries its rounding error along. Both therefore stay accurate over a million float32
 samples around 10^4 with standard deviation 1, where sums of squares would lose the variance and a plain
-running mean would stop moving. Beyond that, the variance is rounded at random, since the roundings of updates
-by single rows would add up to a fifth of it over 10^7 of them.
+running mean would stop moving. Beyond, old samples fade, as an update weighs at least 2^-20: the rounding of
+smaller changes would add up, to a fifth of the variance over 10^7 updates by single rows.
 """
 
 from __future__ import annotations
@@ -18,12 +18,11 @@ from flax import struct
 from jax import Array
 
 from popjax.core import Agent, Choice, Key, Params, PyTree, Spec, Transition
-from popjax.shuffle import mixed
 
 COUNT_LIMIT = 2**30
-"""Maximum of the count of samples; beyond it, old samples fade slowly."""
+"""Maximum of the count of samples."""
 
-_LATE = 2.0**-20  # share of the new rows among all below which rounding of the variance adds up
+_LEAST = 2.0**-20  # share that new rows have at least
 _NEAR = 2.0**-12  # range of numbers, as a share of the largest, that the rounding of their mean may exceed
 
 
@@ -72,12 +71,12 @@ def update(state: RunningStatistics, batch: Array, valid: Array | None = None) -
 
     count = jnp.minimum(state.count, COUNT_LIMIT - new) + new
     share = new / jnp.maximum(count, 1).astype(jnp.float32)
+    share = jnp.where(new > 0, jnp.maximum(share, _LEAST), 0.0)
     mean, lost = _two_sum(state.mean, rough * share)
     mean, low = _two_sum(mean, lost + (rest * share + state.low))
     merged = variance + (1 - share) * jnp.square(offset)
-    late = _rounded_at_random(state.variance, share * (merged - state.variance), count, state.low)
-    early = (1 - share) * state.variance + share * merged
-    return RunningStatistics(count, mean, low, variance=jnp.where(share < _LATE, late, early))
+    changed = state.variance + share * (merged - state.variance)  # a weighted sum would lose more digits
+    return RunningStatistics(count, mean, low, variance=jnp.where(share < 1, changed, merged))
 
 
 def normalize(state: RunningStatistics, x: Array, *, clip: float | None = None) -> Array:
@@ -202,19 +201,6 @@ def whitened(agent: Agent, obs_shape: tuple[int, ...], clip: float = 10.0) -> Ag
 
 def _of_agent(function: Callable[[PyTree], Params] | None) -> Callable[[Whitened], Params] | None:
     return None if function is None else lambda state: function(state.agent)
-
-
-def _rounded_at_random(a: Array, b: Array, number: Array, noise: Array) -> Array:
-    """Return ``a + b`` rounded up or down, so that sums are right on average over many calls.
-
-    Late changes of a variance are below half of its last digit: rounding to the nearest would lose all but
-    the largest, which are positive. ``number`` int32 [] and the bits of ``noise``, like ``a``, decide.
-    """
-    total, lost = _two_sum(a, b)
-    other = jnp.nextafter(total, jnp.where(lost > 0, jnp.inf, -jnp.inf))
-    bits = mixed(number.astype(jnp.uint32)) ^ jax.lax.bitcast_convert_type(noise, jnp.uint32)
-    chance = (mixed(bits) >> 8).astype(jnp.float32) / 2**24
-    return jnp.where(chance * jnp.abs(other - total) < jnp.abs(lost), other, total)
 
 
 def _two_sum(a: Array, b: Array) -> tuple[Array, Array]:

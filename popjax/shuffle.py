@@ -38,7 +38,7 @@ def permuted(key: Array, index: Array, size: Array | int) -> Array:
         partner = shift - x
         partner = jnp.where(partner < 0, partner + size, partner)
         pair = jnp.maximum(x, partner).astype(jnp.uint32)
-        return jnp.where(mixed(pair ^ salt) >> 31, partner, x), None
+        return jnp.where(_mix(pair ^ salt) >> 31, partner, x), None
 
     # Fuse four rounds into one kernel. All rounds in one would be possible, but a round reads its input
     # several times, and a compiler that recomputes the input for each read (XLA of jax 0.11) would never
@@ -54,7 +54,7 @@ def _below(size: Array, high: Array, low: Array) -> Array:
     return (high % size * turn + low % size) % size
 
 
-def mixed(x: Array) -> Array:
+def _mix(x: Array) -> Array:
     """Return the 32-bit finaliser of MurmurHash3: every input bit reaches every output bit."""
     x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
     x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)

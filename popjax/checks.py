@@ -14,13 +14,10 @@ import numpy as np
 from popjax import tree
 from popjax.arguments import INT32_MAX, fits, told, wanted
 
-_BEGINNINGS = ("warmup", "learning_starts", "pretraining", "first_phase", "prior_until")
-"""Fields that are compared with a ``Count`` of environment steps, which has 64 bits."""
-
 
 def check_types(config: Any) -> None:
     """Check that every field has a value of its type: a number, one of the words of a ``Literal``, a Config;
-    and that integers fit into int32, except numbers of environment steps after which something begins.
+    and that integers fit into int32.
 
     Raises:
         ValueError: a field has another value.
@@ -28,7 +25,7 @@ def check_types(config: Any) -> None:
     for name, kind in _types(config.__class__).items():
         if not fits(value := getattr(config, name), kind):
             raise ValueError(f"{name} must be {wanted(kind)}, got {told(value)}")
-        if isinstance(value, Integral) and int(value) > INT32_MAX and name not in _BEGINNINGS:
+        if isinstance(value, Integral) and int(value) > INT32_MAX:
             raise ValueError(f"{name} must be at most {INT32_MAX}, got {value}")
 
 

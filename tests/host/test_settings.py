@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from jax._src import cache_key
 
+from popjax import remember
 from popjax.agents import a2c
 from popjax.envs import make
 from popjax.host import provenance, terminal
@@ -104,6 +105,24 @@ def test_a_member_is_the_run_of_its_seed_alone_with_any_generator(generator: str
         every, _ = evaluate(method, env, both.state, episodes=3)
         one, _ = evaluate(method, env, alone.state, episodes=3, members=[1])
     np.testing.assert_array_equal(every[1:], one)
+
+
+def test_another_generator_within_a_process_maps_members_anew():
+    env = make("probe/context")
+    method = tiny.build(env)
+    evaluate(method, env, tiny_run(seeds=2).state, episodes=2)
+    with jax.default_prng_impl("rbg"):
+        both, alone = tiny_run(seeds=2), tiny_run(seed=1)
+    assert digests(both)[1] == digests(alone)[0]
+
+
+def test_an_evaluation_keeps_no_values_of_its_trace():
+    env = make("probe/context")
+    method, result = tiny.build(env), tiny_run()
+    remember.forget()
+    with jax.check_tracer_leaks(True):
+        returns, _ = evaluate(method, env, result.state, episodes=3)
+    assert returns.shape == (1, 3)
 
 
 def test_training_without_compilation_is_refused():

@@ -113,7 +113,7 @@ def with_best(
                 f" its policy after {steps[place]:,} environment steps is used"
             )
             policies = tree.put(policies, place, tree.take(present, place))
-    scale = sweep.lift(lambda s: jnp.asarray(method.exploration(s), jnp.float32), len(numbers))(state)
+    scale = sweep.mapped(lambda s: jnp.asarray(method.exploration(s), jnp.float32), len(numbers))(state)
     chosen = method._replace(policy=lambda pair: pair[0], exploration=lambda pair: pair[1], individuals=None)
     return chosen, (policies, scale), steps
 

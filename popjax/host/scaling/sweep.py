@@ -229,9 +229,23 @@ def names(hyper: Any, prefix: str = _PREFIX) -> Iterator[str]:
             yield prefix + entry.name
 
 
-@lru_cache(maxsize=64)  # equal arguments must give the same function: JAX caches traces by identity
 def lift(function: Callable[..., Any], members: int) -> Callable[..., Any]:
-    """Map ``function`` of one member over arguments [S, ...] to results [S, ...].
+    """Map ``function`` of one member over arguments [S, ...] to results [S, ...], as ``mapped`` does.
+
+    Equal arguments give the same function as long as the generator is the same, since JAX caches traces by
+    identity.
+    """
+    return _lifted(function, members, vmappable())
+
+
+@lru_cache(maxsize=64)
+def _lifted(function: Callable[..., Any], members: int, _: bool) -> Callable[..., Any]:
+    return mapped(function, members)
+
+
+def mapped(function: Callable[..., Any], members: int) -> Callable[..., Any]:
+    """Map ``function`` of one member over arguments [S, ...] to results [S, ...]; a function that refers to
+    values of a trace is mapped by this, as ``lift`` would keep them.
 
     With generators other than threefry, ``vmap`` draws with the first member's key for all, which would
     change results; members are then computed one after another.

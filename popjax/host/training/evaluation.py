@@ -157,6 +157,6 @@ def _player(
             scale = method.exploration(state) if stochastic else 0.0
             return play(env, method, method.policy(state), jax.random.fold_in(key, number), episodes, scale)
 
-        return sweep.lift(one, count)(state, numbers)
+        return sweep.mapped(one, count)(state, numbers)
 
     return run

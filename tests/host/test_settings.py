@@ -7,7 +7,8 @@ import io
 import os
 import subprocess
 import sys
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import jax
 import numpy as np
 import pytest
 from jax._src import cache_key
+from jax.experimental.compilation_cache import compilation_cache
 
 from popjax import remember
 from popjax.agents import a2c
@@ -183,19 +185,39 @@ def test_a_command_overrules_settings_of_jax_that_change_programs_and_says_so(tm
     assert "JAX_ENABLE_X64=True is overruled" in done.stderr
 
 
-def test_without_a_home_directory_programs_are_not_kept(monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("unset", [None, ""])
+def test_without_a_home_directory_programs_are_not_kept(unset: str | None, monkeypatch: pytest.MonkeyPatch):
     def nowhere() -> Path:
         raise RuntimeError("Could not determine home directory.")
 
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setattr(Path, "home", nowhere)
-    before = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
-    jax.config.update("jax_compilation_cache_dir", None)
-    try:
+    with cache_directory(unset):
         compile_cache.keep_compiled()
-        assert jax.config.jax_compilation_cache_dir is None  # type: ignore[attr-defined]
+        assert jax.config.jax_compilation_cache_dir == unset  # type: ignore[attr-defined]
+        assert program_store._directory() is None
+
+
+@pytest.mark.parametrize("unset", [None, ""])
+def test_programs_are_kept_in_the_usual_place_unless_another_is_named(
+    unset: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with cache_directory(unset):
+        compile_cache.keep_compiled()
+        assert program_store._directory() == tmp_path / "popjax/jax/popjax"
+
+
+@contextmanager
+def cache_directory(directory: str | None) -> Iterator[None]:
+    """JAX's cache of compiled programs is in ``directory``."""
+    before = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
+    jax.config.update("jax_compilation_cache_dir", directory)
+    try:
+        yield
     finally:
         jax.config.update("jax_compilation_cache_dir", before)
+        compilation_cache.reset_cache()
 
 
 def test_text_is_written_and_read_whatever_the_locale(tmp_path: Path):

@@ -22,7 +22,8 @@ loops do not have this problem, and were faster on small networks."""
 
 
 def keep_compiled() -> None:
-    """Enable JAX's cache of compiled programs on disk, unless the user has configured it.
+    """Enable JAX's cache of compiled programs on disk, unless the user has configured it; an empty directory
+    counts as none, as it does for JAX.
 
     On a CPU, XLA divides large arrays over its threads, so programs for different numbers of threads differ
     in the last digits of their results; the number of threads is therefore part of the key.
@@ -33,7 +34,7 @@ def keep_compiled() -> None:
 
     cache_key.custom_hook = threads
     settings: Any = jax.config  # its attributes are not declared
-    if settings.jax_compilation_cache_dir is None and settings.jax_enable_compilation_cache:
+    if not settings.jax_compilation_cache_dir and settings.jax_enable_compilation_cache:
         try:
             cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "popjax" / "jax"
         except RuntimeError:  # no home directory

@@ -178,7 +178,7 @@ def _directory() -> Path | None:
     """Return the store's directory, inside that of JAX's cache; None if this cache is not on disk."""
     settings: Any = jax.config  # its attributes are not declared
     cache = settings.jax_compilation_cache_dir if settings.jax_enable_compilation_cache else None
-    return None if cache is None or "://" in cache else Path(cache) / "popjax"
+    return None if not cache or "://" in cache else Path(cache) / "popjax"
 
 
 def _facts_of_run(method: Method, env: Env) -> Mapping[str, Any] | None:

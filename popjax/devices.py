@@ -1,7 +1,9 @@
-"""The device on which JAX makes arrays and runs programs unless told otherwise."""
+"""The device on which JAX makes arrays and runs programs unless told otherwise, and XLA's flags."""
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,3 +16,15 @@ def default_device() -> jax.Device:
     if isinstance(told, str):
         return jax.local_devices(backend=told)[0]
     return told or jax.local_devices()[0]
+
+
+def xla_flags() -> list[str]:
+    """Return the flags in XLA_FLAGS or, if its value does not begin with a hyphen, in the file that it names.
+
+    Raises:
+        OSError: the file cannot be read; XLA ends the process then.
+    """
+    told = os.environ.get("XLA_FLAGS", "")
+    if told and not told.lstrip().startswith("-"):
+        told = Path(told).read_text(encoding="utf-8", errors="replace")
+    return told.split()

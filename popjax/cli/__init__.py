@@ -96,7 +96,7 @@ def _guarded(command: Callable[[], None], argv: Sequence[str]) -> int:
         print(f"popjax {__version__}")
         return 0
     terminal.write_any_text()
-    if wrong := jax_setup.setting_unknown_to_jax():
+    if wrong := jax_setup.rejected_setting():
         return _fail(wrong, 2)
     from popjax.cli import forms
 

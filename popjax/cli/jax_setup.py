@@ -39,16 +39,25 @@ DETERMINISTIC = ("--xla_gpu_deterministic_ops=true", "--xla_gpu_exclude_nondeter
 
 def compute_deterministically() -> None:
     """Set the flags that make GPUs deterministic; call it before JAX looks for devices."""
-    flags = os.environ.get("XLA_FLAGS", "").split()
+    from popjax.devices import xla_flags
+
+    flags = xla_flags()
     os.environ["XLA_FLAGS"] = " ".join([*flags, *(flag for flag in DETERMINISTIC if flag not in flags)])
 
 
-def setting_unknown_to_jax() -> str | None:
-    """Import JAX, which reads its environment variables; return the reason if it rejects one."""
+def rejected_setting() -> str | None:
+    """Import JAX, which reads its environment variables; return the reason if it or XLA rejects one."""
     try:
-        import jax  # noqa: F401
+        from popjax.devices import xla_flags
+
+        xla_flags()
     except ValueError as error:
         return f"{' '.join(str(error).split())}: correct or unset that environment variable"
+    except OSError as error:
+        return (
+            f"XLA_FLAGS={os.environ['XLA_FLAGS']} does not begin with a hyphen, so XLA reads its flags from a"
+            f" file of this name ({error.strerror}): correct or unset that environment variable"
+        )
     return None
 
 

@@ -7,7 +7,6 @@ in an order that changes from call to call, so that equal seeds do not give equa
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable
 from typing import Any
@@ -17,7 +16,7 @@ import jax.numpy as jnp
 from jax.custom_batching import custom_vmap
 
 from popjax.core import PyTree
-from popjax.devices import default_device
+from popjax.devices import default_device, xla_flags
 
 IMPLEMENTATIONS = ("jax", "warp")
 """MJX's implementations of physics."""
@@ -45,7 +44,7 @@ def check(env: str, impl: str) -> None:
         raise ValueError(f"{env} with impl=warp needs Warp: pip install 'popjax[warp]'")
     if (device := default_device().platform) not in ("cpu", "gpu"):
         raise ValueError(f"{env}: impl=warp runs on NVIDIA GPUs and CPUs, not on a {device}; leave it out")
-    if _DETERMINISTIC.search(os.environ.get("XLA_FLAGS", "")):
+    if _DETERMINISTIC.search(" ".join(xla_flags())):
         raise ValueError(
             f"{env}: impl=warp does not compute the same bits every time; leave out --deterministic (or, in"
             " XLA_FLAGS, its flags) or impl=warp"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import os
 import platform
 import subprocess
 from functools import lru_cache
@@ -13,7 +12,7 @@ from typing import Any
 
 import jax
 
-from popjax.devices import default_device
+from popjax.devices import default_device, xla_flags
 from popjax.host.scaling import shard
 
 _PACKAGES = (
@@ -47,7 +46,7 @@ _FLAGS = ("deterministic", "precision", "fast_math", "nondeterminism")
 
 def jax_settings() -> dict[str, Any]:
     """Return the settings of JAX and XLA that affect numerical results, by environment variable."""
-    flags = os.environ.get("XLA_FLAGS", "").split()
+    flags = xla_flags()
     return {name.upper(): getattr(jax.config, name) for name in _SETTINGS} | {
         "XLA_FLAGS": " ".join(sorted(flag for flag in flags if any(word in flag for word in _FLAGS)))
     }

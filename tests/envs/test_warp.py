@@ -48,12 +48,16 @@ def test_another_implementation_is_refused(name):
 
 
 @pytest.mark.parametrize("flag", [*DETERMINISTIC, "--xla_gpu_deterministic_ops --xla_gpu_autotune_level=0"])
-def test_the_same_bits_every_time_are_not_promised(flag, present):
+def test_the_same_bits_every_time_are_not_promised(flag, present, tmp_path):
     present.setenv("XLA_FLAGS", f"--xla_gpu_autotune_level=0 {flag}")
     with pytest.raises(ValueError, match=r"^gym/Hopper-v4: impl=warp .* out --determini") as refusal:
         warp.check("gym/Hopper-v4", "warp")
     assert "\n" not in str(refusal.value)
     warp.check("gym/Hopper-v4", "jax")
+    (tmp_path / "flags").write_text(flag)
+    present.setenv("XLA_FLAGS", str(tmp_path / "flags"))
+    with pytest.raises(ValueError, match="impl=warp does not compute the same bits"):
+        warp.check("gym/Hopper-v4", "warp")
 
 
 def test_a_tpu_is_refused(present):

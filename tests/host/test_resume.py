@@ -18,9 +18,11 @@ import pytest
 from popjax import cli
 from popjax.cli import jax_setup
 from popjax.envs import make
+from popjax.host import provenance
 from popjax.host.errors import Refused
 from popjax.host.runs import Result, member_subset
-from popjax.host.training import train
+from popjax.host.scaling import shard
+from popjax.host.training import program_store, train
 from tests.host import tiny
 from tests.host.test_train import OPTIONS
 
@@ -127,6 +129,36 @@ def test_determinism_is_asked_of_xla_and_recorded(monkeypatch: pytest.MonkeyPatc
     assert cli.run([*TINY, "--deterministic", "--run-dir", "run"]) == 0
     assert os.environ["XLA_FLAGS"].split() == ["--xla_dump_to=x", *jax_setup.DETERMINISTIC]
     assert config("run")["jax"]["XLA_FLAGS"] == " ".join(sorted(jax_setup.DETERMINISTIC))
+
+
+def test_flags_of_xla_in_a_file_count_as_those_in_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """XLA reads a value without a leading hyphen as a file's name, and would take flags after it for part."""
+    Path("flags").write_text("--xla_dump_to=x\n--xla_gpu_deterministic_ops=true\n")
+    monkeypatch.setenv("XLA_FLAGS", "flags")
+    assert provenance.jax_settings()["XLA_FLAGS"] == "--xla_gpu_deterministic_ops=true"
+    before = program_store._settings()
+    jax_setup.compute_deterministically()
+    assert os.environ["XLA_FLAGS"].split() == ["--xla_dump_to=x", *jax_setup.DETERMINISTIC]
+    monkeypatch.setenv("XLA_FLAGS", "flags")
+    Path("flags").write_text("--xla_force_host_platform_device_count=3")
+    assert program_store._settings() != before
+    told: list[Any] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(jax.config, "update", lambda *change: told.append(change))
+        patch.setattr(shard, "cores", lambda: 2)
+        shard.divide_cpu("2")
+    assert told == []  # the flag divides it
+
+
+def test_a_file_of_flags_that_is_missing_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("XLA_FLAGS", "xla_gpu_deterministic_ops=true")
+    assert cli.run([*TINY, "--run-dir", "run"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: XLA_FLAGS=xla_gpu_deterministic_ops=true does not begin with a hyphen")
+    assert said.count("\n") == 1
+    assert not Path("run").exists()
 
 
 @pytest.mark.parametrize("more", [[], ["--sweep", "config.capacity=10,20"], ["--seeds", "2", "--slice", "1"]])

@@ -19,7 +19,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 
 from popjax.core import lapack, stacked_fields
-from popjax.devices import default_device
+from popjax.devices import default_device, xla_flags
 from popjax.host.errors import Refused
 from popjax.host.scaling import sweep
 
@@ -142,7 +142,7 @@ def divide_cpu(devices: str | None, axis: str = POPULATION) -> None:
     """
     count = min(int(devices), cores()) if devices and devices.isdecimal() else 1
     told = jax.config.jax_num_cpu_devices > 0  # type: ignore[attr-defined]
-    divided = told or "device_count" in os.environ.get("XLA_FLAGS", "")
+    divided = told or any("device_count" in flag for flag in xla_flags())
     if count < 2 or divided or jax.distributed.is_initialized():
         return
     with suppress(RuntimeError):  # too late; ``number`` reports missing devices

@@ -36,6 +36,7 @@ from jax.tree_util import PyTreeDef
 
 from popjax import envs, importing
 from popjax.core import Env, Method
+from popjax.devices import xla_flags
 from popjax.host.recipes import METHODS
 from popjax.host.runs import origins
 from popjax.host.runs.options import Options, chunk_length
@@ -201,8 +202,10 @@ def _loadable(text: str) -> bool:
 def _settings() -> list[Any]:
     """Return the settings of JAX and XLA that change programs."""
     values = [(name, getattr(jax.config, name, value)) for name, value in jax.config.values.items()]
-    flags = [(name, value) for name, value in os.environ.items() if _FLAGS.match(name)]
-    return sorted((name, value) for name, value in [*values, *flags] if not _IRRELEVANT.search(name))
+    flags = {name: value for name, value in os.environ.items() if _FLAGS.match(name)}
+    if "XLA_FLAGS" in flags:  # it may name a file, whose flags count
+        flags["XLA_FLAGS"] = " ".join(xla_flags())
+    return sorted((name, value) for name, value in [*values, *flags.items()] if not _IRRELEVANT.search(name))
 
 
 def _facts_of(devices: tuple[jax.Device, ...]) -> list[Any]:

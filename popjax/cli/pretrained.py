@@ -20,7 +20,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from popjax import envs, tree
+from popjax import envs, numerics, tree
 from popjax.arguments import typed
 from popjax.cli import building, parse
 from popjax.core import Env, Ingredient, Method, Pretrained
@@ -142,6 +142,7 @@ def _unchanged(entry: dict[str, Any]) -> Pretrained:
 
 
 @typed(Refused)
+@numerics.standard()
 def pretrained(run_dir: str | Path, seed: int | None = None) -> Pretrained:
     """Return the policy of a finished run, for ``popjax.ca2e.measure``, ``popjax.distil.grade`` and others.
 

@@ -50,6 +50,8 @@ def make(name: str, **options: Any) -> Env:
     time limit in environment steps, which ``gymnax`` calls ``max_steps_in_episode``.
     Every task takes ``action_repeat``, ``frame_stack``, ``reward_scale`` and ``reward_clip``.
 
+    The environment's functions are always traced under ``numerics.standard``.
+
     Equal calls return the same object, so that nothing is compiled twice, unless your function has been
     reloaded or the content of ``xml_file`` has changed. If you reload only a module that your function uses,
     reload that of your function, too.
@@ -83,10 +85,20 @@ def _made(name: str, function: Callable[..., Any] | None, versions: Any, /, **op
     env = _own(name, function, special) if function else _of_suite(name, special)
     if general:
         env = wrappers.wrapped(env, general)
-    written = _json(options)
-    if written is None or origin(env):  # a user's function may return one that was made here
+    if origin(env):  # a user's function may return one that was made here
         return env
-    return env._replace(origin=Origin(name, written, env._replace(origin=None)))
+    env, written = _traced(env), _json(options)
+    return env if written is None else env._replace(origin=Origin(name, written, env))
+
+
+def _traced(env: Env) -> Env:
+    """Return ``env`` with its functions always traced under ``numerics.standard``."""
+    return env._replace(
+        reset=numerics.standard()(env.reset),
+        step=numerics.standard()(env.step),
+        scored=env.scored and _traced(env.scored),
+        origin=None,
+    )
 
 
 def _digest(model: str | None) -> bytes | None:

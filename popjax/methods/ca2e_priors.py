@@ -14,7 +14,7 @@ import numpy as np
 from flax import struct
 from jax import Array
 
-from popjax import tree
+from popjax import numerics, tree
 from popjax.agents import dqn
 from popjax.arguments import typed
 from popjax.core import Act, Env, Ingredient, Key, Params, Pretrained, PyTree
@@ -51,6 +51,7 @@ class Retirement:
 
 
 @typed()
+@numerics.standard()
 def measure(env: Env, policies: Sequence[Pretrained], key: Key, episodes: int = 100) -> tuple[Prior, ...]:
     """Return the policies with their mean returns over ``episodes`` greedy episodes of each, which one
     program plays.

@@ -26,7 +26,7 @@ import jax.numpy as jnp
 from flax import struct
 from jax import Array
 
-from popjax import counting, rollout, tree
+from popjax import counting, numerics, rollout, tree
 from popjax.arguments import typed
 from popjax.checks import check_least, check_types
 from popjax.core import (
@@ -146,6 +146,7 @@ class State:
 
 
 @typed()
+@numerics.standard()
 def grade(env: Env, policies: Sequence[Pretrained], episodes: int = 20) -> tuple[Graded, ...]:
     """Return finished runs with the best individual of each, by ``episodes`` greedy episodes; all individuals
     start from the same initial states.

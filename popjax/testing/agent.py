@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from popjax import agents, tree
+from popjax import agents, numerics, tree
 from popjax.arguments import typed
 from popjax.core import Agent, OnPolicyAgent, PyTree, Spec, Trajectory, Transition, Weighted, as_arrays
 from popjax.testing.compare import check_choice, check_same_form, is_key, same, told
@@ -22,6 +22,7 @@ STEPS, LANES = 6, 4
 
 
 @typed()
+@numerics.standard()
 def check_agent(agent: Agent | OnPolicyAgent, spec: Spec, hyper: Any) -> None:
     """Check that ``agent``, built for ``spec``, keeps the contract of ``Agent`` or ``OnPolicyAgent``.
 

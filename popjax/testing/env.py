@@ -9,13 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from popjax import contract, tree
+from popjax import contract, numerics, tree
 from popjax.arguments import typed
 from popjax.core import Env, PyTree, Timestep
 from popjax.testing.compare import same
 
 
 @typed()
+@numerics.standard()
 def check_env(env: Env, *, steps: int = 100) -> None:
     """Check that ``env`` keeps the contract of ``Env``, also in an episode of up to ``steps`` random actions.
 

@@ -13,20 +13,22 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax._src import cache_key
 from jax.experimental.compilation_cache import compilation_cache
 
-from popjax import remember
-from popjax.agents import a2c
+from popjax import agents, remember, rollout, testing
+from popjax.agents import a2c, ddpg
+from popjax.cli.pretrained import pretrained
 from popjax.envs import make
 from popjax.host import provenance, terminal
 from popjax.host.errors import Refused
 from popjax.host.runs.options import Options, validate
 from popjax.host.scaling import shard, sweep
 from popjax.host.training import compile_cache, evaluate, program_store, train
-from popjax.methods import onpolicy
+from popjax.methods import ca2e, distil, onpolicy
 from tests.host import tiny
 from tests.host.runs import make_run
 from tests.support import equal
@@ -83,6 +85,64 @@ def test_a_step_compiled_by_hand_is_the_same_with_64_bits():
     plain = played()
     with jax.enable_x64(True), jax.numpy_dtype_promotion("strict"):
         equal(played(), plain)
+
+
+@contextmanager
+def other_settings() -> Iterator[None]:
+    """Settings of JAX that popjax's own computations do not have."""
+    with ExitStack() as stack:
+        for setting in (
+            jax.enable_x64(True),
+            jax.numpy_dtype_promotion("strict"),
+            jax.transfer_guard("disallow"),
+        ):
+            stack.enter_context(setting)
+        yield
+
+
+@pytest.mark.parametrize("options", [{}, {"reward_scale": 2.0}], ids=["plain", "wrapped"])
+def test_an_environment_is_the_same_whatever_the_settings(options: dict[str, Any], key: jax.Array):
+    env, action = make("tests.own", **options), jnp.float32([0.5])
+
+    def played(env: Any) -> Any:
+        state, obs = env.reset(key)
+        return obs, env.step(state, action)
+
+    for each in filter(None, (env, env.scored)):
+        plain = played(each)
+        with other_settings():
+            found = played(each)
+        equal(found, plain)
+    with jax.enable_x64(True):
+        made = make("tests.own", **options)
+        episode = rollout.episode(env, lambda carry, *_: (carry, action), (), key, record=lambda *_: ())
+    assert made is env
+    assert episode.total.dtype == jnp.float32
+
+
+def test_policies_of_finished_runs_are_the_same_whatever_the_settings(tmp_path: Path, key: jax.Array):
+    env = make("probe/context")
+    tiny_run(run_dir=tmp_path)
+
+    def answers() -> Any:
+        policy = pretrained(tmp_path)
+        (graded,), (prior,) = distil.grade(env, [policy], 2), ca2e.measure(env, [policy], key, 2)
+        return policy.params, graded.mean_return, prior.mean_return
+
+    plain = answers()
+    with other_settings():
+        found = answers()
+    equal(found, plain)
+
+
+def test_checks_hold_whatever_the_settings():
+    env = make("probe/context")
+    method, agent = tiny.build(env), agents.build(env.spec, ddpg.Config(hidden=(4,)))
+    with other_settings():
+        testing.check_env(env, steps=3)
+        testing.check_members(method, steps=2)
+        testing.check_in_place(method, 2.0)
+        testing.check_agent(agent, env.spec, ddpg.Hyper())
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,8 @@
-"""Settings of JAX under which popjax traces its programs, whatever the user has configured.
+"""Settings of JAX under which popjax traces and runs its programs, whatever the user has configured.
 
-States are float32 and int32 by contract, and environments' libraries rely on NumPy's promotion. A user's own
-settings, such as 64 bits or strict promotion, stay in force for other work: only popjax's traces are exempt.
+States are float32 and int32 by contract, environments' libraries rely on NumPy's promotion, and a run watches
+its metrics for NaN itself, while hyperparameters may be infinite. A user's own settings, such as 64 bits or
+strict promotion, stay in force for other work: only popjax's computations are exempt.
 """
 
 from __future__ import annotations
@@ -16,12 +17,25 @@ _SETTINGS = {
     "jax_numpy_dtype_promotion": "standard",
     "jax_numpy_rank_promotion": "allow",
     "jax_transfer_guard": "allow",
+    "jax_debug_nans": False,
+    "jax_debug_infs": False,
 }
 
 
 @contextmanager
 def standard() -> Iterator[None]:
-    """Trace with 32 bits, standard promotion and free transfers; also a decorator."""
+    """Compute as ``tracing`` traces, without a check of every result for NaN or infinities; also a
+    decorator."""
+    with tracing(), jax.debug_nans(False), jax.debug_infs(False):
+        yield
+
+
+@contextmanager
+def tracing() -> Iterator[None]:
+    """Trace with 32 bits, standard promotion and free transfers; also a decorator.
+
+    For functions that users call step by step as well, with the checks for NaN that they have set.
+    """
     with (
         jax.enable_x64(False),
         jax.numpy_dtype_promotion("standard"),

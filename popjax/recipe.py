@@ -77,7 +77,7 @@ def recorded(build: Callable[P, Method]) -> Callable[P, Method]:
 
     With this record, ``popjax.train`` writes the same config.json as the command line. Equal calls return the
     same Method, so that nothing is compiled twice. The Method's functions are always traced under
-    ``numerics.standard``. Arguments must match their annotations.
+    ``numerics.tracing``. Arguments must match their annotations.
 
     If agents cannot play the task, the error names the option that selects agents that can, according to the
     Recipe METHOD of the module.
@@ -102,7 +102,7 @@ def recorded(build: Callable[P, Method]) -> Callable[P, Method]:
         except Unfit as unfit:
             raise ValueError(_advised(unfit, recording, build, env[1], dict(further))) from None
         functions = {name: getattr(method, name) for name in _FUNCTIONS if getattr(method, name) is not None}
-        traced = {name: numerics.standard()(function) for name, function in functions.items()}
+        traced = {name: numerics.tracing()(function) for name, function in functions.items()}
         return method._replace(**traced, built=Built(recording, env[1], config[1], dict(further)))
 
     return recording

@@ -83,7 +83,10 @@ def prepare_jax() -> None:
     from popjax.host.training.compile_cache import keep_compiled
 
     for setting in numerics.standardize():
-        complain(f"{setting} is overruled: popjax computes with 32 bits and standard promotion")
+        complain(
+            f"{setting} is overruled: popjax computes with 32 bits and standard promotion, and watches metrics"
+            " for NaN itself"
+        )
     keep_compiled()
     if _alone:
         program_store.trace_nobody_elses_code()

@@ -50,7 +50,7 @@ def make(name: str, **options: Any) -> Env:
     time limit in environment steps, which ``gymnax`` calls ``max_steps_in_episode``.
     Every task takes ``action_repeat``, ``frame_stack``, ``reward_scale`` and ``reward_clip``.
 
-    The environment's functions are always traced under ``numerics.standard``.
+    The environment's functions are always traced under ``numerics.tracing``.
 
     Equal calls return the same object, so that nothing is compiled twice, unless your function has been
     reloaded or the content of ``xml_file`` has changed. If you reload only a module that your function uses,
@@ -92,10 +92,10 @@ def _made(name: str, function: Callable[..., Any] | None, versions: Any, /, **op
 
 
 def _traced(env: Env) -> Env:
-    """Return ``env`` with its functions always traced under ``numerics.standard``."""
+    """Return ``env`` with its functions always traced under ``numerics.tracing``."""
     return env._replace(
-        reset=numerics.standard()(env.reset),
-        step=numerics.standard()(env.step),
+        reset=numerics.tracing()(env.reset),
+        step=numerics.tracing()(env.step),
         scored=env.scored and _traced(env.scored),
         origin=None,
     )

@@ -19,12 +19,12 @@ import pytest
 from jax._src import cache_key
 from jax.experimental.compilation_cache import compilation_cache
 
-from popjax import agents, remember, rollout, testing
+from popjax import agents, numerics, remember, rollout, testing
 from popjax.agents import a2c, ddpg
 from popjax.cli.pretrained import pretrained
 from popjax.envs import make
 from popjax.host import provenance, terminal
-from popjax.host.errors import Refused
+from popjax.host.errors import NonFiniteMetric, Refused
 from popjax.host.runs.options import Options, validate
 from popjax.host.scaling import shard, sweep
 from popjax.host.training import compile_cache, evaluate, program_store, train
@@ -185,6 +185,45 @@ def test_an_evaluation_keeps_no_values_of_its_trace():
     with jax.check_tracer_leaks(True):
         returns, _ = evaluate(method, env, result.state, episodes=3)
     assert returns.shape == (1, 3)
+
+
+@pytest.fixture
+def checks_for_nan() -> Iterator[None]:
+    """JAX checks every result for NaN and infinities in all threads, as environment variables ask."""
+    jax.config.update("jax_debug_nans", True)
+    jax.config.update("jax_debug_infs", True)
+    yield
+    jax.config.update("jax_debug_nans", False)
+    jax.config.update("jax_debug_infs", False)
+
+
+def test_infinite_hyperparameters_train_where_jax_checks_for_infinities(
+    tmp_path: Path, request: pytest.FixtureRequest
+):
+    hyper = tiny.Hyper(poison_at=np.inf)
+    plain = tiny_run(hyper=hyper)
+    request.getfixturevalue("checks_for_nan")
+    run: dict[str, Any] = {"hyper": hyper, "run_dir": tmp_path, "checkpoint_every": 12}
+    tiny_run(**run | {"env_steps": 24})
+    assert digests(tiny_run(**run, resume=True)) == digests(plain)
+    assert pretrained(tmp_path).env_steps == 48
+
+
+def test_a_metric_that_becomes_nan_is_named_where_jax_checks_for_nan(checks_for_nan: None):
+    with pytest.raises(NonFiniteMetric, match=r"loss of seed 0 became NaN or infinite in generation 2"):
+        tiny_run(hyper=tiny.Hyper(poison_at=2.0))
+
+
+def test_a_step_by_hand_is_checked_for_nan_as_the_user_asks(checks_for_nan: None):
+    method = tiny.build(make("probe/context"))
+    state = method.init(jax.random.key(0), tiny.Hyper(poison_at=1.0))
+    with pytest.raises(FloatingPointError):
+        method.step(state)
+
+
+def test_a_command_overrules_checks_for_nan(checks_for_nan: None):
+    assert numerics.standardize() == ["JAX_DEBUG_NANS=True", "JAX_DEBUG_INFS=True"]
+    assert not jax.config.jax_debug_nans  # type: ignore[attr-defined]
 
 
 def test_training_without_compilation_is_refused():

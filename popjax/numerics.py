@@ -1,14 +1,16 @@
 """Settings of JAX under which popjax traces and runs its programs, whatever the user has configured.
 
-States are float32 and int32 by contract, environments' libraries rely on NumPy's promotion, and a run watches
+States are float32 and int32 by contract, environments' libraries rely on NumPy's promotion, and a run checks
 its metrics for NaN itself, while hyperparameters may be infinite. A user's own settings, such as 64 bits or
-strict promotion, stay in force for other work: only popjax's computations are exempt.
+strict promotion, stay in force for other work, also in sinks: only popjax's computations are exempt.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
+from typing import Any
 
 import jax
 
@@ -22,12 +24,46 @@ _SETTINGS = {
 }
 
 
+_CONTEXTS: Mapping[str, Any] = {
+    "jax_enable_x64": jax.enable_x64,
+    "jax_numpy_dtype_promotion": jax.numpy_dtype_promotion,
+    "jax_numpy_rank_promotion": jax.numpy_rank_promotion,
+    "jax_transfer_guard_host_to_device": jax.transfer_guard_host_to_device,
+    "jax_transfer_guard_device_to_device": jax.transfer_guard_device_to_device,
+    "jax_transfer_guard_device_to_host": jax.transfer_guard_device_to_host,
+    "jax_debug_nans": jax.debug_nans,
+    "jax_debug_infs": jax.debug_infs,
+}
+_users: ContextVar[Mapping[str, Any] | None] = ContextVar("users", default=None)
+"""The settings outside of the outermost ``standard``; None outside."""
+
+
 @contextmanager
 def standard() -> Iterator[None]:
     """Compute as ``tracing`` traces, without a check of every result for NaN or infinities; also a
     decorator."""
-    with tracing(), jax.debug_nans(False), jax.debug_infs(False):
+    found = _users.get() or {name: getattr(jax.config, name) for name in _CONTEXTS}
+    with tracing(), jax.debug_nans(False), jax.debug_infs(False), _known(found):
         yield
+
+
+@contextmanager
+def users() -> Iterator[None]:
+    """Restore, within ``standard``, the user's settings, for a call of the user's code."""
+    with ExitStack() as stack:
+        for name, value in (_users.get() or {}).items():
+            stack.enter_context(_CONTEXTS[name](value))
+        stack.enter_context(_known(None))
+        yield
+
+
+@contextmanager
+def _known(settings: Mapping[str, Any] | None) -> Iterator[None]:
+    token = _users.set(settings)
+    try:
+        yield
+    finally:
+        _users.reset(token)
 
 
 @contextmanager

@@ -84,7 +84,7 @@ def prepare_jax() -> None:
 
     for setting in numerics.standardize():
         complain(
-            f"{setting} is overruled: popjax computes with 32 bits and standard promotion, and watches metrics"
+            f"{setting} is overruled: popjax computes with 32 bits and standard promotion, and checks metrics"
             " for NaN itself"
         )
     keep_compiled()

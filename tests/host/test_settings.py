@@ -64,6 +64,34 @@ def test_a_run_is_the_same_whatever_the_settings(settings: list[Any]):
     assert digests(found) == digests(plain)
 
 
+def test_a_sink_runs_under_the_users_settings():
+    env, seen = make("probe/context"), []
+    method = tiny.build(env)
+    settings = "enable_x64", "numpy_dtype_promotion", "transfer_guard_host_to_device", "debug_infs"
+
+    def found() -> list[Any]:
+        return [getattr(jax.config, f"jax_{name}") for name in settings]
+
+    def sink(chunk: int, history: Any, policy: Any) -> None:
+        before = found()
+        returns, _ = evaluate(method, env, result.state, episodes=2)
+        seen.append((before, found(), returns))
+
+    plain, result = found(), tiny_run()
+    with other_settings(), jax.debug_infs(True):
+        ours = found()
+        tiny_run(sinks=[sink], hyper=tiny.Hyper(poison_at=np.inf))
+        assert found() == ours
+    assert plain != ours
+    expected, _ = evaluate(method, env, result.state, episodes=2)
+    for before, after, returns in seen:
+        assert before == after == ours
+        np.testing.assert_array_equal(returns, expected)
+    seen.clear()
+    tiny_run(sinks=[sink])
+    assert [before for before, *_ in seen] == [plain] * len(seen) != []
+
+
 def test_a_policy_with_memory_trains_and_plays_where_64_bits_are_the_default():
     with jax.enable_x64(True), jax.numpy_dtype_promotion("strict"):
         env = make("gymnax/CartPole-v1")

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, NoReturn
 import jax
 import numpy as np
 
+from popjax import numerics
 from popjax.host import signals
 from popjax.host.checkpoints import checkpoint, io_errors
 from popjax.host.checkpoints.writer import Writer
@@ -121,7 +122,9 @@ def _tell(
         calls += [sink.drain for sink in sinks if isinstance(sink, Background)]
     for call in calls:
         try:
-            enough |= log.says_stop(call())
+            with numerics.users():
+                answer = call()
+            enough |= log.says_stop(answer)
         except (Exception, Interrupted) as error:
             found = found or error
     if found and run.files:

@@ -81,6 +81,7 @@ def train(
         sinks: called after every chunk with ``(chunk index, history)`` or, if they take three arguments,
             ``(chunk index, history, policy)``; ``policy`` has the parameters [S, ...] of all members'
             policies for ``method.act``. If a sink returns True, the run is saved and summarised, and ends.
+            Sinks run under the caller's settings of JAX, such as 64 bits.
         name: name of the method in config.json, an import path or a built-in name; by default found from its
             module.
         command: command that started the run, for config.json.

@@ -104,8 +104,8 @@ VARIANTS = {"erl": "pderl"}
 ASSEMBLES = {"popjax.evolution.offspring"}
 # Where an emulator runs beside the trainer, behind a pure function: the one corner below the host that does.
 WORKERS = {"popjax.envs.atari.crew", "popjax.envs.atari.worker"}
-# Where a refusal depends on the flags of XLA, which are in the environment alone.
-FLAGGED = {"popjax.envs.warp"}
+# Where the flags of XLA are read, which are in the environment or in a file that it names.
+FLAGGED = {"popjax.devices"}
 IMPURE = {"time", "os", "pathlib", "logging", "random", "orbax"}
 
 

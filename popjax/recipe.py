@@ -75,9 +75,10 @@ class Recipe(NamedTuple):
 def recorded(build: Callable[P, Method]) -> Callable[P, Method]:
     """Decorate the ``build`` of a method so that the Method records the call that made it.
 
-    With this record, ``popjax.train`` writes the same config.json as the command line. Equal calls return the
-    same Method, so that nothing is compiled twice. The Method's functions are always traced under
-    ``numerics.tracing``. Arguments must match their annotations.
+    With this record, ``popjax.train`` writes the same config.json as the command line. Equal calls of
+    a method of popjax return the same Method, so that nothing is compiled twice; a ``build`` of your own is
+    called every time, since you may have edited it: keep the Method to use its compiled programs again. The
+    Method's functions are always traced under ``numerics.tracing``. Arguments must match their annotations.
 
     If agents cannot play the task, the error names the option that selects agents that can, according to the
     Recipe METHOD of the module.

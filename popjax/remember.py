@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
+from dataclasses import fields, is_dataclass
 from functools import wraps
 from typing import Any, Generic, TypeVar, cast
 
@@ -42,8 +43,14 @@ def remembered(function: F) -> F:
     """Make ``function`` return the same object when it is called again with equal arguments.
 
     For ``build`` of a method and ``make`` of an environment: equal arguments then give the same method, and
-    nothing is compiled twice. A call with an argument that has no hash, such as an array, is not remembered.
+    nothing is compiled twice.
+
+    Functions defined outside popjax are returned as they are, and calls with a Config of a class defined
+    there are not remembered: a user may have edited the code behind them, or what that code reads, since the
+    last call. A call with an argument that has no hash, such as an array, is not remembered either.
     """
+    if not _is_ours(function.__module__):
+        return function
     kept: Remembered[Any] = Remembered(32)
 
     @wraps(function)
@@ -53,10 +60,26 @@ def remembered(function: F) -> F:
             hash(key)
         except TypeError:
             return function(*args, **kwargs)
+        if not _has_our_configs((args, tuple(kwargs.values()))):
+            return function(*args, **kwargs)
         # 1, 1.0 and True are equal, but a function may tell them apart; their representations differ.
         return kept.get((key, repr(key)), lambda: function(*args, **kwargs))
 
     return cast(F, call)
+
+
+def _is_ours(module: str) -> bool:
+    return module.partition(".")[0] == "popjax"
+
+
+def _has_our_configs(value: Any) -> bool:
+    """Return whether the classes of all dataclasses in ``value`` and its fields are defined in popjax."""
+    if isinstance(value, tuple):
+        return all(map(_has_our_configs, value))
+    if not is_dataclass(value) or isinstance(value, type):
+        return True
+    inner = (getattr(value, field.name) for field in fields(value))
+    return _is_ours(type(value).__module__) and all(map(_has_our_configs, inner))
 
 
 def forget() -> None:

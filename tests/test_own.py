@@ -15,6 +15,7 @@ import pytest
 import popjax
 from popjax import cli
 from popjax.agents import dqn
+from popjax.host.runs import origins
 from popjax.methods import independent
 from tests import own
 from tests.host import tiny
@@ -212,6 +213,15 @@ def test_a_task_that_was_changed_by_hand_is_not_taken_for_the_suites(tmp_path, c
     assert "probe/context was changed after popjax.make; write a function that returns it" in told
     with pytest.raises(popjax.Refused, match=r"--env probe/context \(changed\) -> probe/context"):
         popjax.train(tiny.build(plain), plain, run_dir=tmp_path, resume=True, **OPTIONS)
+
+
+def test_the_environment_may_be_made_once_for_the_method_and_once_for_the_run():
+    method = tiny.build(popjax.make("tests.own", size=2))
+    assert (
+        origins.describe(method, popjax.make("tests.own", size=2), "tests.host.tiny")["not_rebuilt"] is None
+    )
+    other = origins.describe(method, popjax.make("tests.own", size=3), "tests.host.tiny")
+    assert "built for another environment" in other["not_rebuilt"]
 
 
 @pytest.mark.parametrize(

@@ -52,33 +52,34 @@ def make(name: str, **options: Any) -> Env:
 
     The environment's functions are always traced under ``numerics.tracing``.
 
-    Equal calls return the same object, so that nothing is compiled twice, unless your function has been
-    reloaded or the content of ``xml_file`` has changed. If you reload only a module that your function uses,
-    reload that of your function, too.
+    Equal calls for a task of a suite return the same object, so that nothing is compiled twice, unless the
+    content of ``xml_file`` has changed. Your own function is called every time, since you may have edited it
+    or what it reads: keep the ``Env`` to use its compiled programs again.
 
     Raises:
         ValueError: the suite, task or option is unknown (the message names the nearest that exists), or your
             own environment cannot be imported or breaks the contract of ``Env``.
     """
-    own = "/" not in name and importing.is_path(name)
-    name = importing.full(name, "make") if own else name
-    function = importing.named(name, "make") if own else None
-    if own and not callable(function):
+    if "/" in name or not importing.is_path(name):
+        return _kept(name, _digest(options.get("xml_file")), **options)
+    path = importing.full(name, "make")
+    function = importing.named(path, "make")
+    if not callable(function):
         raise ValueError(
-            f"{name} is of type {type(function).__name__}; name a function that returns an environment"
+            f"{path} is of type {type(function).__name__}; name a function that returns an environment"
         )
-    # IPython's autoreload keeps the function and replaces its code.
-    versions = getattr(function, "__code__", None), _digest(options.get("xml_file"))
-    return _made(name, function, versions, **options)
+    return _made(path, function, options)
 
 
 @remembered
-@numerics.standard()
-def _made(name: str, function: Callable[..., Any] | None, versions: Any, /, **options: Any) -> Env:
-    """Return the environment ``name``, made by the user's ``function`` or by a suite.
+def _kept(name: str, version: bytes | None, /, **options: Any) -> Env:
+    """Return a task of a suite; the ``version`` of its model file only tells calls apart."""
+    return _made(name, None, options)
 
-    ``versions`` of the function and of the model file only tell calls apart.
-    """
+
+@numerics.standard()
+def _made(name: str, function: Callable[..., Any] | None, options: dict[str, Any]) -> Env:
+    """Return the environment ``name``, made by the user's ``function`` or by a suite."""
     theirs = inspect.signature(function).parameters if function else {}
     general = {key: options[key] for key in options if key in wrappers.OPTIONS and key not in theirs}
     special = {key: options[key] for key in options if key not in general}

@@ -66,10 +66,16 @@ def _of_env(env: Env) -> dict[str, Any]:
     return {"env": made.name, "env_options": json.loads(made.options)}
 
 
+def _call(env: Env) -> tuple[str, str] | None:
+    """Return the name and options by which ``popjax.make`` made ``env``, if it did: two calls may have."""
+    made = envs.origin(env)
+    return made and (made.name, made.options)
+
+
 def _of_method(built: Built | None, env: Env, name: str | None) -> dict[str, Any]:
     if built is None:
         raise Unknown("the method does not record how it was built; decorate its build with popjax.recorded")
-    if envs.origin(built.env) != envs.origin(env):
+    if _call(built.env) != _call(env):
         raise Unknown(f"the method was built for another environment, {built.env.spec.name}")
     found, made_by = (name, recipe(name)) if name else _named(built)
     config = built.config

@@ -7,12 +7,16 @@ strict promotion, stay in force for other work, also in sinks: only popjax's com
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from contextvars import ContextVar
-from typing import Any
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
 
 import jax
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 _SETTINGS = {
     "jax_enable_x64": False,
@@ -40,8 +44,7 @@ _users: ContextVar[Mapping[str, Any] | None] = ContextVar("users", default=None)
 
 @contextmanager
 def standard() -> Iterator[None]:
-    """Compute as ``tracing`` traces, without a check of every result for NaN or infinities; also a
-    decorator."""
+    """Compute as ``tracing`` traces, without a check of every result for NaN or infinities."""
     found = _users.get() or {name: getattr(jax.config, name) for name in _CONTEXTS}
     with tracing(), jax.debug_nans(False), jax.debug_infs(False), _known(found):
         yield
@@ -68,7 +71,7 @@ def _known(settings: Mapping[str, Any] | None) -> Iterator[None]:
 
 @contextmanager
 def tracing() -> Iterator[None]:
-    """Trace with 32 bits, standard promotion and free transfers; also a decorator.
+    """Trace with 32 bits, standard promotion and free transfers.
 
     For functions that users call step by step as well, with the checks for NaN that they have set.
     """
@@ -79,6 +82,26 @@ def tracing() -> Iterator[None]:
         jax.transfer_guard("allow"),
     ):
         yield
+
+
+def _under(settings: Callable[[], AbstractContextManager[None]], function: Callable[P, R]) -> Callable[P, R]:
+    # ``settings()`` as a decorator keeps a generator, so that no launcher of jobs could pickle a Method.
+    @wraps(function)
+    def within(*args: P.args, **kwargs: P.kwargs) -> R:
+        with settings():
+            return function(*args, **kwargs)
+
+    return within
+
+
+def standardized(function: Callable[P, R]) -> Callable[P, R]:
+    """Decorate a function so that every call runs under ``standard``."""
+    return _under(standard, function)
+
+
+def traced(function: Callable[P, R]) -> Callable[P, R]:
+    """Decorate a function so that every call runs under ``tracing``."""
+    return _under(tracing, function)
 
 
 def standardize() -> list[str]:

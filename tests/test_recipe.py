@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import cloudpickle
+import jax
 import jax.numpy as jnp
 import pytest
 
@@ -12,6 +14,7 @@ from popjax import envs
 from popjax.agents import drq, td3
 from popjax.core import Env, Spec, Unfit
 from popjax.host.recipes import METHODS, recipe
+from popjax.host.runs import origins
 from popjax.intrinsic import rnd
 from popjax.methods import ca2e, cspc, dice, independent, pderl
 from popjax.recipe import Recipe, defaults, kinds_of, recorded
@@ -47,6 +50,16 @@ def test_the_outermost_build_is_remembered():
 
     method = build(envs.make("probe/context"))
     assert (method.built.build, method.built.config) == (build, "own")
+
+
+def test_a_method_and_its_environment_can_be_sent_to_another_process():
+    """By cloudpickle, as submitit, Ray and joblib do."""
+    env = envs.make("gymnax/Pendulum-v1")
+    method = independent.build(env, independent.Config(agent=td3.Config(hidden=(8,))))
+    theirs, there = cloudpickle.loads(cloudpickle.dumps((method, env)))
+    assert origins.describe(theirs, there) == origins.describe(method, env)
+    ours, same = (jax.eval_shape(each.init, jax.random.key(0), each.hyper) for each in (method, theirs))
+    assert jax.tree.structure(ours) == jax.tree.structure(same)
 
 
 def test_a_build_without_a_config_is_refused_where_it_is_written():

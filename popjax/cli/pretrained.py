@@ -142,7 +142,7 @@ def _unchanged(entry: dict[str, Any]) -> Pretrained:
 
 
 @typed(Refused)
-@numerics.standard()
+@numerics.standardized
 def pretrained(run_dir: str | Path, seed: int | None = None) -> Pretrained:
     """Return the policy of a finished run, for ``popjax.ca2e.measure``, ``popjax.distil.grade`` and others.
 

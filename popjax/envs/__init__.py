@@ -77,7 +77,7 @@ def _kept(name: str, version: bytes | None, /, **options: Any) -> Env:
     return _made(name, None, options)
 
 
-@numerics.standard()
+@numerics.standardized
 def _made(name: str, function: Callable[..., Any] | None, options: dict[str, Any]) -> Env:
     """Return the environment ``name``, made by the user's ``function`` or by a suite."""
     theirs = inspect.signature(function).parameters if function else {}
@@ -95,8 +95,8 @@ def _made(name: str, function: Callable[..., Any] | None, options: dict[str, Any
 def _traced(env: Env) -> Env:
     """Return ``env`` with its functions always traced under ``numerics.tracing``."""
     return env._replace(
-        reset=numerics.tracing()(env.reset),
-        step=numerics.tracing()(env.step),
+        reset=numerics.traced(env.reset),
+        step=numerics.traced(env.step),
         scored=env.scored and _traced(env.scored),
         origin=None,
     )

@@ -51,7 +51,7 @@ class Retirement:
 
 
 @typed()
-@numerics.standard()
+@numerics.standardized
 def measure(env: Env, policies: Sequence[Pretrained], key: Key, episodes: int = 100) -> tuple[Prior, ...]:
     """Return the policies with their mean returns over ``episodes`` greedy episodes of each, which one
     program plays.

@@ -146,7 +146,7 @@ class State:
 
 
 @typed()
-@numerics.standard()
+@numerics.standardized
 def grade(env: Env, policies: Sequence[Pretrained], episodes: int = 20) -> tuple[Graded, ...]:
     """Return finished runs with the best individual of each, by ``episodes`` greedy episodes; all individuals
     start from the same initial states.

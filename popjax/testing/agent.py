@@ -22,7 +22,7 @@ STEPS, LANES = 6, 4
 
 
 @typed()
-@numerics.standard()
+@numerics.standardized
 def check_agent(agent: Agent | OnPolicyAgent, spec: Spec, hyper: Any) -> None:
     """Check that ``agent``, built for ``spec``, keeps the contract of ``Agent`` or ``OnPolicyAgent``.
 

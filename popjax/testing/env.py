@@ -16,7 +16,7 @@ from popjax.testing.compare import same
 
 
 @typed()
-@numerics.standard()
+@numerics.standardized
 def check_env(env: Env, *, steps: int = 100) -> None:
     """Check that ``env`` keeps the contract of ``Env``, also in an episode of up to ``steps`` random actions.
 

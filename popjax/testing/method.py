@@ -27,7 +27,7 @@ from popjax.testing.compare import (
 
 
 @typed()
-@numerics.standard()
+@numerics.standardized
 def check_method(method: Method, env: Env, *, steps: int = 5, members: bool = True) -> None:
     """Check that ``method``, built for ``env``, keeps the contract of ``Method``.
 
@@ -59,7 +59,7 @@ def check_method(method: Method, env: Env, *, steps: int = 5, members: bool = Tr
 
 
 @typed()
-@numerics.standard()
+@numerics.standardized
 def check_members(method: Method, *, steps: int = 5) -> None:
     """Check that the members of a sweep equal single runs, and that ``steps`` steps depend on ``Hyper``.
 
@@ -72,7 +72,7 @@ def check_members(method: Method, *, steps: int = 5) -> None:
     _check_members(method, jax.jit(method.init), jax.jit(method.step, donate_argnums=0), steps)
 
 
-@numerics.standard()
+@numerics.standardized
 def check_in_place(method: Method, share: float) -> None:
     """Check that a step writes a donated State in place, with less than ``share`` of its size as temporaries.
 

@@ -72,7 +72,7 @@ _CHANGES = {
 
 
 @typed(Refused)
-@numerics.standard()
+@numerics.standardized
 def export_policy(
     method: Method, env: Env, state: Any, out: str | Path, origin: Mapping[str, Any]
 ) -> str | None:

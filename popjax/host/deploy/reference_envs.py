@@ -184,7 +184,7 @@ def _dm_control(task: str, episode_length: int, options: dict[str, Any]) -> Orig
     return Original(reset, step)
 
 
-@numerics.standard()
+@numerics.standardized
 def evaluate(
     method: Method, originals: Sequence[Original], state: Any, *, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:

@@ -106,7 +106,7 @@ def subject(env: Env, options: Mapping[str, Any], path: Path) -> Subject:
     return Subject(lambda _, state: jnp.concatenate([state.inner.qpos, *state.inner.goal]), film)
 
 
-@numerics.standard()
+@numerics.standardized
 def record(method: Method, env: Env, state: Any, subject: Subject, path: Path, *, seed: int = 0) -> Film:
     """Film an episode of the first member's policy in ``state`` [S, ...] to ``path``, from the first state to
     the one after the last step.

@@ -62,7 +62,7 @@ def evaluator(method: Method, env: Env, episodes: int) -> Callable[..., tuple[Ar
 
 
 @typed(Refused)
-@numerics.standard()
+@numerics.standardized
 def evaluate(
     method: Method,
     env: Env,

@@ -37,7 +37,7 @@ from popjax.host.training.summary import finished
 
 
 @typed(Refused)
-@numerics.standard()
+@numerics.standardized
 def train(
     method: Method,
     env: Env,

@@ -145,12 +145,10 @@ def _own(path: str, function: Callable[..., Any], options: dict[str, Any]) -> En
         raise ValueError(f"{path} does not take the options {options}: {misfit}") from None
     made = function(**options)
     if not isinstance(made, Env):
-        from gymnax.environments.environment import Environment
-
         from popjax.envs import gymnax
 
         game, params = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
-        if not isinstance(game, Environment):
+        if not isinstance(game, gymnax.Environment):
             raise ValueError(
                 f"{path} returns a value of type {type(made).__name__}; let it return a popjax.Env, an"
                 " environment of gymnax, or one with its EnvParams"

@@ -5,16 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import gymnax
 import jax
 import jax.numpy as jnp
 import numpy as np
-from gymnax.environments.environment import Environment
 from jax import Array
 
+from popjax import libraries
 from popjax.core import Env, Key, PyTree, Spec
 from popjax.envs.episodic import episodic, rescale
 from popjax.envs.options import check, keywords, types
+
+with libraries.plotting():  # some of its tasks import matplotlib
+    import gymnax
+    from gymnax.environments.environment import Environment
 
 
 def tasks() -> Sequence[str]:

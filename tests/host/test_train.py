@@ -17,7 +17,7 @@ from popjax.host.checkpoints.state_arrays import digest
 from popjax.host.errors import NonFiniteMetric, Refused
 from popjax.host.runs import log, rundir
 from popjax.host.scaling import memory, sweep
-from popjax.host.training import evaluate, train
+from popjax.host.training import evaluate, summary, train
 from popjax.host.training.compiled_programs import chunk_function
 from popjax.replay import packed
 from tests.host import tiny
@@ -325,3 +325,15 @@ def test_going_on_with_other_versions_or_on_another_device_is_told(
     train(tiny.build(ENV), ENV, env_steps=240, run_dir=tmp_path, resume=True, **options)
     changes = f"jax 0.0.1 -> {jax.__version__}; device cpu (x86_64, 3 threads) -> {here}"
     assert f"continuing with --env-steps 120 -> 240; {changes}" in capsys.readouterr().err
+
+
+def test_a_curve_that_cannot_be_drawn_leaves_the_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def failing(*_: Any, **__: Any) -> None:
+        raise RuntimeError("no\nfont")
+
+    monkeypatch.setattr(summary.report, "learning_curve", failing)
+    result = train(tiny.build(ENV), ENV, env_steps=120, run_dir=tmp_path, **OPTIONS)
+    assert json.loads((tmp_path / "summary.json").read_text()) == result.summary
+    assert capsys.readouterr().err == "no learning curve was drawn: RuntimeError: no font\n"

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from popjax import libraries
 from popjax.host.report import statistics
 from popjax.host.report.records import Curve, Group
 from popjax.host.report.statistics import Estimate, Scores
@@ -121,7 +122,8 @@ def profiles(scores: Mapping[str, Scores], look: Mapping[str, Style], unit: str)
 
 def canvas(title: str, height: float = 4.2, rows: int = 1) -> Any:
     """Return a figure and its axes in the common style."""
-    from matplotlib.figure import Figure
+    with libraries.plotting():
+        from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, height), dpi=120, layout="constrained")
     axes = figure.subplots(rows, squeeze=False)[:, 0]
@@ -135,7 +137,8 @@ def canvas(title: str, height: float = 4.2, rows: int = 1) -> Any:
 @contextmanager
 def literal_text() -> Iterator[None]:
     """Draw text literally, dollar signs included, whatever matplotlib's configuration is."""
-    import matplotlib
+    with libraries.plotting():
+        import matplotlib
 
     with matplotlib.rc_context({"text.parse_math": False, "text.usetex": False}):
         yield

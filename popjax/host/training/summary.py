@@ -17,6 +17,7 @@ from popjax.host.runs import rundir
 from popjax.host.runs.history import History, empty
 from popjax.host.runs.run import TIMED, Position, Result, Run, wall_seconds
 from popjax.host.scaling import memory, processes, sweep
+from popjax.host.terminal import complain
 from popjax.host.training import stopping
 
 
@@ -105,6 +106,17 @@ def _write_results(
     summary: dict[str, Any],
     schedules: list[dict[str, Any]],
 ) -> None:
+    if schedules:
+        rundir.write_json(files.schedule, {"members": schedules})
+    rundir.write_json(files.summary, summary)
+    try:
+        _draw_curves(run, files, position)
+    except Exception as error:  # no picture is worth the result
+        complain(f"no learning curve was drawn: {type(error).__name__}: {' '.join(str(error).split())}")
+
+
+def _draw_curves(run: Run, files: rundir.RunDirectory, position: Position) -> None:
+    """Draw the learning curve of every setting of a sweep."""
     settings = {
         member.setting: [m for m in run.members if m.setting == member.setting] for member in run.members
     }
@@ -116,9 +128,6 @@ def _write_results(
         title = f"{run.title}, {setting}" if setting else run.title
         files.curve(setting).parent.mkdir(exist_ok=True)
         report.learning_curve(evaluations, files.curve(setting), title=title, stop_at_return=goal)
-    if schedules:
-        rundir.write_json(files.schedule, {"members": schedules})
-    rundir.write_json(files.summary, summary)
 
 
 def _briefly(entry: dict[str, Any]) -> dict[str, Any]:

@@ -9,9 +9,11 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parent.parent / "popjax"
 
@@ -268,3 +270,17 @@ def test_importing_popjax_is_quick_and_starts_no_physics():
     assert loaded == []
     assert float(seconds) < 3
     assert done.stderr == ""
+
+
+OPTIONAL = {"ale_py", "dm_control", "evosax", "gymnasium", "imageio", "imageio_ffmpeg", "mujoco_playground"}
+OPTIONAL |= {"pandas", "wandb", "warp"}
+DISTRIBUTIONS = {"PIL": "pillow", "jaxlib": "jax", "orbax": "orbax-checkpoint", "yaml": "pyyaml"}
+
+
+def test_what_is_imported_is_declared():
+    """What only another library brings may be gone with that library's next release."""
+    project = tomllib.loads((ROOT.parent / "pyproject.toml").read_text())["project"]
+    declared = {Requirement(each).name for each in project["dependencies"]}
+    names = {name.partition(".")[0] for module in MODULES for name in IMPORTS[module]}
+    names -= sys.stdlib_module_names | OPTIONAL | {"popjax", "console"}  # a worker of Atari is a script
+    assert {DISTRIBUTIONS.get(name, name) for name in names} <= declared

@@ -7,9 +7,11 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 import popjax
 from popjax import cli
@@ -77,3 +79,20 @@ def test_the_package_installs_the_command():
     home = {}
     exec((ROOT / project["tool"]["hatch"]["version"]["path"]).read_text(), home)
     assert home["__version__"] == popjax.__version__
+
+
+DECLARED = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+
+
+@pytest.mark.parametrize(
+    ("name", "broken"),
+    [
+        ("optax", "0.2.7"),  # cannot be imported beside jax 0.10.2
+        ("mujoco", "3.9.0"),  # models without M_rownnz
+        ("mujoco-mjx", "3.9.0"),
+    ],
+)
+def test_versions_that_do_not_work_are_not_allowed(name, broken):
+    (allowed,) = [each.specifier for each in map(Requirement, DECLARED) if each.name == name]
+    assert not allowed.contains(broken)
+    assert allowed.contains(version(name))

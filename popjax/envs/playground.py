@@ -110,10 +110,8 @@ def _suite() -> Any:
             from mujoco_playground import dm_control_suite
     except ImportError as absent:
         raise ValueError("playground needs MuJoCo Playground: pip install 'popjax[playground]'") from absent
-    if not hasattr(mujoco.MjSpec, "find_body"):
-        # Playground compares versions as text, and therefore uses a name from before MuJoCo 3.3 on MuJoCo
-        # 3.17.
-        mujoco.MjSpec.find_body = mujoco.MjSpec.body
+    # Playground compares versions as text, and therefore uses a name from before MuJoCo 3.3 on MuJoCo 3.17.
+    mujoco.MjSpec.find_body = mujoco.MjSpec.body
     return dm_control_suite
 
 

@@ -103,7 +103,7 @@ def recorded(build: Callable[P, Method]) -> Callable[P, Method]:
         except Unfit as unfit:
             raise ValueError(_advised(unfit, recording, build, env[1], dict(further))) from None
         functions = {name: getattr(method, name) for name in _FUNCTIONS if getattr(method, name) is not None}
-        traced = {name: numerics.traced(function) for name, function in functions.items()}
+        traced: dict[str, Any] = {name: numerics.traced(function) for name, function in functions.items()}
         return method._replace(**traced, built=Built(recording, env[1], config[1], dict(further)))
 
     return recording

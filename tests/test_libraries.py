@@ -1,4 +1,4 @@
-"""Environment variables that choose a backend for drawing, where popjax draws without one."""
+"""Environment variables that choose what draws, where popjax needs none."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import subprocess
 import sys
 
 import pytest
+
+from popjax import libraries
 
 
 def output(program: str, **environment: str) -> list[str]:
@@ -30,3 +32,30 @@ def test_a_backend_that_is_not_installed_is_not_needed(use):
     program = f"import os\n{use}\nprint(os.environ['MPLBACKEND'])\n{told}"
     assert output(program, MPLBACKEND="bogus") == ["bogus", "agg"]
     assert output(program, MPLBACKEND="svg") == ["svg", "svg"]
+
+
+def test_an_opengl_that_is_not_there_is_one_line():
+    program = """
+import popjax
+for task in ("gym/InvertedPendulum-v5", "brax/inverted_pendulum", "dmc/pendulum-swingup"):
+    try:
+        popjax.make(task)
+    except ValueError as refusal:
+        print(refusal)
+try:
+    import popjax.host.deploy.video
+except ValueError as refusal:
+    print(refusal)
+"""
+    lines = output(program, MUJOCO_GL="bogus")
+    assert len(lines) == 4
+    assert all(line.startswith("MUJOCO_GL=bogus has no OpenGL here: unset it (") for line in lines)
+
+
+def test_what_has_nothing_to_do_with_opengl_is_told_as_it_is(monkeypatch):
+    monkeypatch.setenv("MUJOCO_GL", "egl")
+    with pytest.raises(ModuleNotFoundError), libraries.physics():
+        import no_such_library  # noqa: F401
+    monkeypatch.delenv("MUJOCO_GL")
+    with pytest.raises(AttributeError), libraries.physics():
+        raise AttributeError("of another library")

@@ -100,7 +100,10 @@ def _film(arguments: Any, run: Loaded) -> Callable[[], dict[str, Any]] | None:
     """Return the function that films an episode of the first member and describes it, for ``--video``."""
     if arguments.video is None:
         return None
-    from popjax.host.deploy import video  # it loads MuJoCo
+    try:
+        from popjax.host.deploy import video  # it loads MuJoCo
+    except ValueError as refusal:
+        raise Refused(f"--video: {refusal}") from None
 
     _refuse_wrapped(run, "--video")
     path = paths.path(arguments.video)

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from popjax import importing, numerics
+from popjax import importing, libraries, numerics
 from popjax.arguments import nearest, typed
 from popjax.contract import check_env
 from popjax.core import Env, Origin
@@ -107,7 +107,8 @@ def _digest(model: str | None) -> bytes | None:
     if not isinstance(model, str):
         return None
     try:
-        from gymnasium.envs.mujoco.mujoco_env import expand_model_path
+        with libraries.physics():
+            from gymnasium.envs.mujoco.mujoco_env import expand_model_path
 
         with open(expand_model_path(model), "rb") as file:
             return hashlib.sha256(file.read()).digest()

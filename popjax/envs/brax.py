@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import warnings
 from collections.abc import Sequence
 from types import SimpleNamespace
@@ -13,13 +11,14 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from popjax import libraries
 from popjax.core import Env, Key, PyTree, Spec
 from popjax.envs.dynamics import tracing
 from popjax.envs.episodic import episodic
 from popjax.envs.mujoco import ended_if_lost
 from popjax.envs.options import check, keywords, types
 
-with contextlib.redirect_stdout(io.StringIO()):  # MuJoCo prints that Warp, which is not used here, is absent
+with libraries.physics():
     import brax.envs
     import brax.fluid
     from brax.envs.base import PipelineEnv

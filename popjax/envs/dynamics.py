@@ -6,7 +6,6 @@ MJX is MuJoCo's implementation in JAX. https://mujoco.readthedocs.io/en/stable/m
 from __future__ import annotations
 
 import contextlib
-import io
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -16,13 +15,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from popjax import libraries
 from popjax.core import PyTree
 from popjax.devices import default_device
 
 
 def mjx() -> Any:
-    """Import MJX, which takes seconds, without its message that Warp, unused here, is absent."""
-    with contextlib.redirect_stdout(io.StringIO()):
+    """Import MJX, which takes seconds."""
+    with libraries.physics():
         from mujoco import mjx as library
     return library
 

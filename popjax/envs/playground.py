@@ -9,15 +9,14 @@ another repository when a task is first made. Observations of pixels are left ou
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 from jax import Array
 
+from popjax import libraries
 from popjax.core import Env, Key, PyTree, Spec
 from popjax.envs import warp
 from popjax.envs.dynamics import tracing
@@ -105,7 +104,7 @@ def _blank(env: Any) -> Any:
 def _suite() -> Any:
     """Import Playground's registry of Control Suite tasks, which takes seconds."""
     try:
-        with contextlib.redirect_stdout(io.StringIO()):  # MuJoCo prints it if Warp is absent
+        with libraries.physics():
             import mujoco
             from mujoco_playground import dm_control_suite
     except ImportError as absent:

@@ -16,6 +16,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from popjax import libraries
 from popjax.core import Env
 from popjax.envs.dmc import domains, scene
 from popjax.envs.dmc.manipulator import manipulator
@@ -83,7 +84,7 @@ def place(task: str) -> scene.Place | None:
 def _original(task: str) -> Any:
     """Return dm_control's environment after a reset, which sets the sizes that a task changes."""
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), libraries.physics():
             warnings.simplefilter("ignore")  # it warns if there is no display
             from dm_control import suite
     except ImportError as absent:

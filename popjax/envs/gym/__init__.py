@@ -21,6 +21,7 @@ from functools import partial
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
+from popjax import libraries
 from popjax.core import Env
 from popjax.envs.gym import families
 from popjax.envs.mujoco import Solver, Task, simulation
@@ -111,7 +112,8 @@ def _options(task: str, options: dict[str, Any]) -> SimpleNamespace:
 def _keywords(spec: Any) -> dict[str, inspect.Parameter]:
     """Return the keywords of the original's constructor, without those for rendering and those it ignores."""
     module, _, name = spec.entry_point.partition(":")
-    found = keywords(getattr(importlib.import_module(module), name))
+    with libraries.physics():
+        found = keywords(getattr(importlib.import_module(module), name))
     return {k: keyword for k, keyword in found.items() if "camera" not in k and k != "uph_cost_weight"}
 
 

@@ -18,17 +18,19 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import mujoco
 import numpy as np
 from jax import Array
 from PIL import Image
 
-from popjax import numerics, rollout
+from popjax import libraries, numerics, rollout
 from popjax.core import Env, Key, Method, PyTree, Timestep
 from popjax.host.deploy import gymnax_pictures
 from popjax.host.errors import Refused
 from popjax.host.scaling import sweep
 from popjax.host.terminal import complain
+
+with libraries.physics():
+    import mujoco
 
 WIDTH, HEIGHT = 640, 480  # multiples of 16, as H.264 needs
 FASTEST = {".mp4": 50, ".gif": 25, ".html": 50}

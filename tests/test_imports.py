@@ -107,7 +107,7 @@ VARIANTS = {"erl": "pderl"}
 ASSEMBLES = {"popjax.evolution.offspring"}
 # Where an emulator runs beside the trainer, behind a pure function: the one corner below the host that does.
 WORKERS = {"popjax.envs.atari.crew", "popjax.envs.atari.worker"}
-# Where the flags of XLA are read, which are in the environment or in a file that it names, and where libraries
+# Where the flags of XLA are read, which are in the environment or a file that it names, and where libraries
 # are imported whose import depends on variables of the environment.
 FLAGGED = {"popjax.devices", "popjax.libraries"}
 IMPURE = {"time", "os", "pathlib", "logging", "random", "orbax"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -410,6 +411,31 @@ def test_workers_ignore_what_is_for_the_trainer_and_end_with_it(monkeypatch):
     with pytest.raises(RuntimeError, match="cannot restore this state"):
         team.play(np.zeros_like(state), *step)
     assert all(process.wait(10) == 0 for process in processes), "what fails lets all of them go"
+
+
+def test_the_memory_of_workers_is_reserved_before_they_write_to_it(monkeypatch):
+    """A container's 64 MB of /dev/shm are soon full, and a page without room would end the process."""
+    reserve, full = os.posix_fallocate, []
+
+    def fallocate(handle, offset, size):
+        if full:
+            raise OSError(errno.ENOSPC, full.pop())
+        reserve(handle, offset, size)
+        assert os.fstat(handle).st_blocks * 512 >= size
+
+    monkeypatch.setattr(os, "posix_fallocate", fallocate)
+    alone, _ = worked(monkeypatch, 0, steps=1)
+    equal(worked(monkeypatch, 2, steps=1)[0], alone)
+    full += ["No space left"]  # in the first place
+    equal(worked(monkeypatch, 2, steps=1)[0], alone)
+    assert not full
+    full += ["No space left"] * 2
+    with pytest.raises(
+        RuntimeError,
+        match=r"worker's [\d,]+ bytes of shared memory do not fit into .*\(No space left\): free some, or"
+        " set POPJAX_ATARI_WORKERS to fewer workers",
+    ):
+        worked(monkeypatch, 2)
 
 
 def test_a_number_of_workers_that_is_none_is_refused(monkeypatch):

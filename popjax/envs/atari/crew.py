@@ -15,10 +15,10 @@ import sys
 import tempfile
 import threading
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -106,9 +106,7 @@ class _Worker:
     def __init__(self, settings: Mapping[str, Any], console: Console) -> None:
         parts = layout(settings["lanes"], settings["frames"], console.state_size, console.shape)
         size = sum(padded(*part) for part in parts)
-        # The file is in main memory if the system has a place for that. It is open while the worker lives.
-        self._file = tempfile.TemporaryFile(dir=_SHARED if os.path.isdir(_SHARED) else None)  # noqa: SIM115
-        self._file.truncate(size)
+        self._file = _reserved(size)  # open while the worker lives
         self._arrays = views(mmap.mmap(self._file.fileno(), size), parts)
         self._settings = {**settings, "memory": self._file.fileno()}
         self._died = False
@@ -157,3 +155,31 @@ class _Worker:
             if pipe is not None:
                 pipe.close()
         self._process.wait()
+
+
+def _reserved(size: int) -> IO[bytes]:
+    """Return a temporary file of ``size`` bytes, in main memory if the system has a place and room for it.
+
+    Its bytes are reserved, since the system kills a process that writes to a mapped page without room.
+
+    Raises:
+        RuntimeError: there is no room.
+    """
+    places = [place for place in (_SHARED, tempfile.gettempdir()) if os.path.isdir(place)]
+    for place in places:
+        with ExitStack() as opened:
+            try:
+                file = opened.enter_context(tempfile.TemporaryFile(dir=place))
+                if hasattr(os, "posix_fallocate"):
+                    os.posix_fallocate(file.fileno(), 0, size)
+                else:  # macOS
+                    file.truncate(size)
+            except OSError as error:
+                failure = error
+                continue
+            opened.pop_all()
+            return file
+    raise RuntimeError(
+        f"an Atari worker's {size:,} bytes of shared memory do not fit into {' or '.join(places)}"
+        f" ({failure.strerror}): free some, or set {VARIABLE} to fewer workers"
+    )

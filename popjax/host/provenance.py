@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import platform
 import subprocess
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,11 @@ import jax
 
 from popjax.devices import default_device, xla_flags
 from popjax.host.scaling import shard
+
+PACKAGE = Path(__file__).resolve().parents[1]
+"""The directory of this package."""
+PATIENCE = 5
+"""Seconds after which git is given up."""
 
 _PACKAGES = (
     "popjax",
@@ -77,40 +83,55 @@ def git_commit() -> str | None:
     return _origin()[0]
 
 
-def git_dirty() -> bool:
-    """Return whether the files of this package differ from those of its commit."""
+def git_dirty() -> bool | None:
+    """Return whether the files of this package differ from those of its commit, or None if unknown."""
     return _origin()[1]
 
 
 @lru_cache(maxsize=1)
-def _origin() -> tuple[str | None, bool]:
-    """Return the commit of this package, and whether its files differ from it.
+def _origin() -> tuple[str | None, bool | None]:
+    """Return the commit of this package, and whether its files differ from it; None stands for unknown.
 
     For an installed package, this is the commit that pip recorded, if any, not that of a repository around
     it.
     """
-    package = Path(__file__).resolve().parents[1]
-    if _git(package, "ls-files", "--error-unmatch", "__init__.py") is None:
-        return _installed_commit(package), False
-    return _git(package, "rev-parse", "HEAD"), bool(_git(package, "status", "--porcelain", "--", "."))
+    tracked = _git("ls-files", "__init__.py")
+    if tracked:
+        changes = _git("status", "--porcelain", "--", ".")
+        return _git("rev-parse", "HEAD"), None if changes is None else bool(changes)
+    if (installation := _installation()) is not None:
+        return installation.get("vcs_info", {}).get("commit_id"), False
+    # Inside a repository, git fails only if it is missing, refuses the repository or takes too long.
+    failed = tracked is None and any(os.path.exists(directory / ".git") for directory in PACKAGE.parents)
+    return None, None if failed else False
 
 
-def _git(directory: Path, *command: str) -> str | None:
+def _git(*command: str) -> str | None:
+    """Return what git says of this package, or None if it fails or takes too long."""
+    # Git refuses repositories of other users, as a checkout that is mounted in a container often is. The
+    # owner of the directory around the package can change its code in any case.
+    trusted = f"safe.directory={PACKAGE.parent.as_posix()}"
+    # ``status`` would update the index, and its lock may get in the way of the user's own commands.
+    environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}
     try:
         answer = subprocess.run(
-            ["git", "-C", str(directory), *command], capture_output=True, text=True, timeout=5, check=True
+            ["git", "-C", str(PACKAGE), "-c", trusted, *command],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+            check=True,
         )
     except (OSError, subprocess.SubprocessError):
         return None
     return answer.stdout.strip()
 
 
-def _installed_commit(package: Path) -> str | None:
-    """Return the commit of an installation from a repository (PEP 610)."""
+def _installation() -> Mapping[str, Any] | None:
+    """Return what pip recorded of where it installed this package from (PEP 610); None if it did not."""
     try:
         distribution = importlib.metadata.distribution("popjax")
         facts = json.loads(distribution.read_text("direct_url.json") or "{}")
     except (importlib.metadata.PackageNotFoundError, ValueError):
         return None
-    ours = Path(str(distribution.locate_file("popjax"))).resolve() == package
-    return facts.get("vcs_info", {}).get("commit_id") if ours else None
+    return facts if Path(str(distribution.locate_file("popjax"))).resolve() == PACKAGE else None

@@ -129,6 +129,17 @@ def test_a_browser_shows_every_figure(written: Any, tmp_path: Path) -> None:
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.parametrize(
+    ("dirty", "told"), [(False, ""), (True, " with changes"), (None, " perhaps with changes")]
+)
+def test_the_commit_of_a_run_is_told_with_its_changes(dirty: Any, told: str, tmp_path: Path) -> None:
+    root = make_run(tmp_path / "run")
+    config = json.loads((root / "config.json").read_text()) | {"git_dirty": dirty}
+    (root / "config.json").write_text(json.dumps(config))
+    (group,) = records.grouped([one(root)])
+    assert write._cost(group, group.records[0])[-1] == "0123456789" + told
+
+
 def one(root: Path) -> Record:
     """The only record of a run without swept numbers."""
     (found,), _ = records.read(root)

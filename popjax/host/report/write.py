@@ -22,6 +22,7 @@ from popjax.host.scaling.memory import human
 
 PAGE = "report.html"
 _TITLE = 60  # maximum length of a list of methods, or of tasks, in a title [characters]
+_CHANGES = {False: "", True: " with changes", None: " perhaps with changes"}
 _INTERVAL = (
     f"{statistics.LEVEL:.0%} percentile-bootstrap interval, {statistics.RESAMPLES:,} resamples of the seeds "
     "within each task"
@@ -326,7 +327,7 @@ def _cost(group: Group, record: Record) -> list[str]:
         _shown(summary.get("steps_per_second"), lambda x: f"{x:,.0f}"),
         _shown(summary.get("peak_memory_bytes"), human),
         config.get("device") or "-",
-        (config.get("git_commit") or "-")[:10] + (" with changes" if config.get("git_dirty") else ""),
+        (config.get("git_commit") or "-")[:10] + _CHANGES[config.get("git_dirty", False)],
     ]
 
 

@@ -47,8 +47,14 @@ def configuration(
 def remarks(method: Method, env: Env, options: Options) -> list[str]:
     """Return warnings for readers of a run's results, a line each."""
     found = []
-    if provenance.git_dirty():
-        commit = provenance.git_commit()
+    changed, commit = provenance.git_dirty(), provenance.git_commit()
+    if changed is None:
+        found.append(
+            f"whether popjax has uncommitted changes to commit {commit or '(unknown)'} is not recorded, since"
+            f" git is missing, fails or takes over {provenance.PATIENCE} s in {provenance.PACKAGE}: try git"
+            " status there"
+        )
+    if changed:
         found.append(f"popjax has uncommitted changes: commit {commit} alone does not reproduce this run")
     if not env.reproducible:
         found.append(

@@ -7,6 +7,7 @@ import errno
 import gc
 import io
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -330,20 +331,41 @@ def test_a_run_that_another_machine_trains_is_refused(tmp_path: Path) -> None:
     run(tmp_path, resume=True, seeds=2)
 
 
-@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.EIO])
-def test_a_file_system_without_posix_locks_holds_runs_all_the_same(
-    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuses(*_: Any) -> None:
+def refusing(number: int) -> Callable[..., None]:
+    def lock(*_: Any) -> None:
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(pytest.importorskip("fcntl"), "lockf", refuses)
-    files = rundir.RunDirectory(tmp_path)
-    if number == errno.EIO:
-        with pytest.raises(OSError, match="Input/output"), rundir._locked(files):
+    return lock
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, 524])
+def test_a_file_system_without_locks_holds_runs_all_the_same(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fcntl, files = pytest.importorskip("fcntl"), rundir.RunDirectory(tmp_path)
+    with monkeypatch.context() as without_posix:
+        without_posix.setattr(fcntl, "lockf", refusing(number))
+        with rundir._locked(files), pytest.raises(popjax.Refused, match="another"), rundir._locked(files):
             pass
-        return
-    with rundir._locked(files), pytest.raises(popjax.Refused, match="another process"), rundir._locked(files):
+    monkeypatch.setattr(fcntl, "flock", refusing(number))
+    with rundir._locked(files):
+        assert subprocess.run([sys.executable, "-c", PROBE, files.lock], capture_output=True).returncode == 1
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(fcntl, "lockf", refusing(number))
+    with rundir._locked(files):
+        assert capsys.readouterr().err.startswith(f"{tmp_path} is not locked, since its file system has no")
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EACCES])
+@pytest.mark.parametrize(("function", "file"), [("flock", "."), ("lockf", "lock")])
+def test_a_lock_that_fails_otherwise_names_its_file(
+    function: str, file: str, number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pytest.importorskip("fcntl"), function, refusing(number))
+    told = re.escape(
+        f"{tmp_path / file} cannot be locked ({os.strerror(number)}): try again, or name another"
+    )
+    with pytest.raises(popjax.Refused, match=told), rundir._locked(rundir.RunDirectory(tmp_path)):
         pass
 
 

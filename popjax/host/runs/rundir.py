@@ -33,6 +33,7 @@ from popjax.host.paths import file_name, replacing
 from popjax.host.recipes import recipe
 from popjax.host.runs.options import option_name
 from popjax.host.scaling import processes, sweep
+from popjax.host.terminal import complain
 from popjax.recipe import defaults
 
 _COMPARED = (
@@ -50,8 +51,8 @@ _COMPARED = (
 )
 _DECISIVE = ("options.env_steps", "options.seed", "options.seeds")
 """Options of the host that past results depend on; the others may change when a run is resumed."""
-_NO_POSIX_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
-"""Errors of file systems without POSIX locks, where the lock of the directory must do."""
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL, 524)
+"""Errors of file systems without locks of one kind; 524 is Linux's own ENOTSUPP, which NFS may return."""
 FAILED = ("failed", "frozen")
 """Values of a failed member's status in ``summary.json``, current and earlier."""
 
@@ -329,7 +330,8 @@ def _locked(files: RunDirectory) -> Iterator[None]:
 
     The lock of the directory keeps out all others on this machine, also threads of this process. Where a
     network file system keeps it from other machines, they see the POSIX lock of the file ``lock``. A process
-    that closes any descriptor of that file loses it, so nothing else opens the file.
+    that closes any descriptor of that file loses it, so nothing else opens the file. A file system may have
+    locks of one kind alone, or of neither, which is told.
     """
     try:
         import fcntl
@@ -337,19 +339,29 @@ def _locked(files: RunDirectory) -> Iterator[None]:
         yield
         return
 
-    def lock(path: Path, flags: int, how: Callable[[int, int], Any]) -> None:
+    def locked(path: Path, flags: int, how: Callable[[int, int], Any]) -> bool:
         handle = os.open(path, flags, 0o666)
         stack.callback(os.close, handle)
         try:
             how(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):  # POSIX allows either
+        except BlockingIOError:
             raise Refused(f"another process is training in {files.root}") from None
+        except OSError as error:
+            if error.errno in _NO_LOCKS:
+                return False
+            raise Refused(
+                f"{path} cannot be locked ({error.strerror}): try again, or name another --run-dir"
+            ) from error
+        return True
 
     with ExitStack() as stack:
-        lock(files.root, os.O_RDONLY, fcntl.flock)
-        try:
-            lock(files.lock, os.O_RDWR | os.O_CREAT, fcntl.lockf)
-        except OSError as error:
-            if error.errno not in _NO_POSIX_LOCKS:
-                raise
+        held = [
+            locked(files.root, os.O_RDONLY, fcntl.flock),
+            locked(files.lock, os.O_RDWR | os.O_CREAT, fcntl.lockf),
+        ]
+        if not any(held):
+            complain(
+                f"{files.root} is not locked, since its file system has no locks: let only one process train"
+                " in it"
+            )
         yield

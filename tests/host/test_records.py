@@ -6,6 +6,7 @@ import io
 import os
 import struct
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -145,6 +146,21 @@ def test_a_curve_that_begins_late_has_its_beginning(tmp_path: Path) -> None:
     assert earlier[20, "metrics/fitness/mean"] == 1.5
     assert earlier[30, "eval/return"] == 2.0
     assert earlier[40, "metrics/count"] == 4.0
+
+
+def test_a_run_resumed_after_its_clock_was_set_back_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TensorBoard reads the files of a run by name, and the first record of a file hides what came before."""
+    members = grid(0, 2, {})
+    for now, (member, *more) in ((5_000, members), (2_000, members), (1_000, members[1:])):
+        monkeypatch.setattr(time, "time_ns", lambda now=now: 10**12 * now)
+        with log.tensorboard(tmp_path, [member, *more], np.full(1 + len(more), now)):
+            pass
+    found = [
+        [events(file)[1].step for file in sorted((tmp_path / member.name).iterdir())] for member in members
+    ]
+    assert found == [[5_001, 2_001], [5_001, 2_001, 1_001]]
 
 
 @pytest.mark.parametrize(("term", "bar"), [("dumb", False), ("xterm", True)])

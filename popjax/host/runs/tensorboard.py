@@ -19,6 +19,7 @@ from popjax.host.runs.history import History, Scalars
 from popjax.host.runs.recorded_scalars import of_history
 from popjax.host.scaling.sweep import Member
 
+_PREFIX = "events.out.tfevents."
 _REPLAYED = 10_000
 
 
@@ -40,9 +41,11 @@ class EventFiles:
         from tensorboardX.proto.event_pb2 import Event, SessionLog
 
         self._members = tuple(members)
-        # TensorBoard reads the event files of a run in the order of their names.
-        name = f"events.out.tfevents.{time.time_ns() // 1000}.{socket.gethostname()}.{os.getpid()}"
-        self._paths = [directory / file_name(member.name) / name for member in members]
+        # TensorBoard reads the event files of a run in the order of their names, and clocks may be set back.
+        runs = [directory / file_name(member.name) for member in members]
+        stamp = max(time.time_ns() // 1000, 1 + max(map(_newest, runs), default=0))
+        name = f"{_PREFIX}{stamp}.{socket.gethostname()}.{os.getpid()}"
+        self._paths = [run / name for run in runs]
         now = time.time()
         begin = {
             member.number
@@ -77,6 +80,12 @@ class EventFiles:
         for member, path in zip(self._members, self._paths, strict=True):
             if own := events.get(member.number):
                 _append(path, own)
+
+
+def _newest(run: Path) -> int:
+    """Return the largest time stamp [us] in the names of a run's event files, 0 if there is none."""
+    stamps = (path.name.removeprefix(_PREFIX).partition(".")[0] for path in run.glob(f"{_PREFIX}*"))
+    return max((int(stamp) for stamp in stamps if stamp.isdecimal()), default=0)
 
 
 def _event(now: float, record: Scalars) -> Any:

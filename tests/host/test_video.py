@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -24,7 +25,7 @@ from popjax.core import Env, Method, Spec, Timestep
 from popjax.envs import make, wrappers
 from popjax.envs.episodic import episodic
 from popjax.envs.mujoco import PhysicsState
-from popjax.host.deploy import gymnax_pictures, video
+from popjax.host.deploy import film_files, gymnax_pictures, video
 from popjax.host.errors import Refused
 
 LENGTH = 8
@@ -92,7 +93,7 @@ def test_a_gif_plays_in_real_time_on_average(seconds: float, tmp_path: Path) -> 
         yield from (np.full((8, 8, 3), 8 * frame, np.uint8) for frame in poses)
 
     path = tmp_path / "film.gif"
-    video._film(draw, path)(path, np.arange(30), seconds)
+    film_files.writer(draw, path)(path, np.arange(30), seconds)
     film, times = Image.open(path), []
     for frame in range(film.n_frames):
         film.seek(frame)
@@ -252,8 +253,53 @@ def test_a_missing_writer_is_named(monkeypatch: pytest.MonkeyPatch):
     with pytest.raises(
         Refused, match=r"imageio_ffmpeg for .mp4: pip install 'popjax\[video\]', or write a .gif"
     ):
-        video._film(nothing, Path("film.mp4"))
-    video._film(nothing, Path("film.gif"))  # needs none
+        film_files.writer(nothing, Path("film.mp4"))
+    film_files.writer(nothing, Path("film.gif"))  # needs none
+
+
+def encoding_with(monkeypatch: pytest.MonkeyPatch, ffmpeg: Path, program: str, **imageio: Any) -> None:
+    """Stand in for the packages that run ffmpeg with ones that find ``program``."""
+    ffmpeg.write_text(f"#!/bin/sh\n{program}\n")
+    ffmpeg.chmod(0o755)
+    v2 = SimpleNamespace(**imageio)
+    monkeypatch.setitem(sys.modules, "imageio", SimpleNamespace(v2=v2))
+    monkeypatch.setitem(sys.modules, "imageio.v2", v2)
+    monkeypatch.setitem(sys.modules, "imageio_ffmpeg", SimpleNamespace(get_ffmpeg_exe=lambda: str(ffmpeg)))
+
+
+@pytest.mark.filterwarnings("ignore:os.fork")
+@pytest.mark.parametrize(
+    ("program", "reason"),
+    [
+        ("echo conda >&2; echo \"Unknown encoder 'libx264'\" >&2; exit 1", "Unknown encoder 'libx264'"),
+        ("exit 3", "exit status 3"),
+    ],
+)
+def test_an_ffmpeg_that_cannot_encode_is_refused_before_anything_is_played(
+    program: str, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    nothing: Any = None
+    encoding_with(monkeypatch, tmp_path / "ffmpeg", program)
+    told = re.escape(f"no ffmpeg that writes H.264 ({tmp_path / 'ffmpeg'}: {reason}): pip install --force")
+    with pytest.raises(Refused, match=told):
+        film_files.writer(nothing, Path("film.mp4"))
+    film_files.writer(nothing, Path("film.gif"))
+    encoding_with(monkeypatch, tmp_path / "ffmpeg", "cat > /dev/null")
+    film_files.writer(nothing, Path("film.mp4"))
+    (tmp_path / "ffmpeg").unlink()
+    with pytest.raises(Refused, match=r"no ffmpeg that writes H.264 \(.*No such file"):
+        film_files.writer(nothing, Path("film.mp4"))
+
+
+@pytest.mark.filterwarnings("ignore:os.fork")
+def test_an_ffmpeg_that_fails_is_told_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def get_writer(*_: Any, **options: Any) -> Any:
+        raise OSError("[Errno 32] Broken pipe\n\nFFMPEG COMMAND:\nffmpeg -y")
+
+    encoding_with(monkeypatch, tmp_path / "ffmpeg", "cat > /dev/null", get_writer=get_writer)
+    path = tmp_path / "film.mp4"
+    with pytest.raises(OSError, match=r"film.mp4: \[Errno 32\] Broken pipe$"):
+        film_files.writer(iter, path)(path, np.zeros((2, 1)), 0.1)
 
 
 def test_classic_control_without_pygame_is_told_what_to_install(monkeypatch: pytest.MonkeyPatch):

@@ -25,6 +25,7 @@ from PIL import Image
 from popjax import libraries, numerics, rollout
 from popjax.core import Env, Key, Method, PyTree, Timestep
 from popjax.host.deploy import gymnax_pictures
+from popjax.host.deploy.film_files import Draw, Write, writer
 from popjax.host.errors import Refused
 from popjax.host.scaling import sweep
 from popjax.host.terminal import complain
@@ -40,9 +41,6 @@ SKY = (0.8, 0.85, 0.9, 1.0)  # red, green, blue, opacity of the background, for 
 BATCH = 32  # frames drawn at once
 _FILMED = 0x46494C4D
 
-Write = Callable[[Path, PyTree, float], None]
-Draw = Callable[[np.ndarray], Iterator[np.ndarray]]
-"""``poses [T, nq or more] -> frames uint8 [H, W, 3]``"""
 Place = Callable[[Any, np.ndarray], Mapping[str, Any]]
 """``(model, goal) -> fields of the model`` that show the goal of an episode; see ``envs.dmc.scene.Place``."""
 
@@ -86,16 +84,16 @@ def subject(env: Env, options: Mapping[str, Any], path: Path) -> Subject:
             raise Refused(f"{path.suffix} films only brax/ tasks; film {env.spec.name} as .mp4 or .gif")
         return Subject(lambda _, state: state.inner.pipeline_state.x, _page(_system(task, options)))
     if suite == "gymnax":
-        return Subject(lambda _, state: state.inner[1], _film(gymnax_pictures.drawer(task, options), path))
+        return Subject(lambda _, state: state.inner[1], writer(gymnax_pictures.drawer(task, options), path))
     if suite == "atari":
         from popjax.envs import atari
 
         values = atari.settings(task, dict(options))
-        return Subject(partial(atari.pose, values), _film(_stretched(atari.painter(task, values)), path))
+        return Subject(partial(atari.pose, values), writer(_stretched(atari.painter(task, values)), path))
     if suite == "pixels":
         from popjax.envs import pixels
 
-        return Subject(lambda _, state: pixels.pose(state), _film(_seen(task, options), path))
+        return Subject(lambda _, state: pixels.pose(state), writer(_seen(task, options), path))
     if suite == "brax":
         return Subject(
             lambda _, state: state.inner.pipeline_state.q, _model_film(_system(task, options).mj_model, path)
@@ -219,41 +217,7 @@ def _model_film(model: Any, path: Path, place: Place | None = None) -> Write:
         raise Refused("the model of this task has no camera; write --video to an .html file")
     if model.camera(0).name == "view":
         _aim(model)
-    return _film(_drawer(model, place), path)
-
-
-def _film(draw: Draw, path: Path) -> Write:
-    """Return the writer of the frames of ``draw`` as MP4 or GIF; raise Refused now if ``path`` needs a
-    missing package."""
-    imageio = None if path.suffix == ".gif" else _imageio()
-
-    def write(path: Path, poses: np.ndarray, seconds: float) -> None:
-        if imageio is None:
-            first, *rest = [Image.fromarray(frame) for frame in draw(poses)]
-            ends = np.round(100 * seconds * np.arange(len(rest) + 2)).astype(int)  # hundredths of a second
-            times = (10 * np.diff(ends)).tolist()
-            first.save(path, save_all=True, append_images=rest, duration=times, loop=0)
-            return
-        with warnings.catch_warnings():
-            # JAX warns of forks; this one is harmless, since it executes ffmpeg at once.
-            warnings.filterwarnings("ignore", "os.fork")
-            options = {"codec": "libx264", "quality": 7, "macro_block_size": 2}
-            with imageio.get_writer(path, fps=1 / seconds, **options) as film:
-                for frame in draw(poses):
-                    film.append_data(frame)
-
-    return write
-
-
-def _imageio() -> Any:
-    try:
-        import imageio.v2 as imageio
-        import imageio_ffmpeg  # noqa: F401
-    except ImportError as absent:
-        raise Refused(
-            f"--video needs {absent.name} for .mp4: pip install 'popjax[video]', or write a .gif"
-        ) from absent
-    return imageio
+    return writer(_drawer(model, place), path)
 
 
 def _drawer(model: Any, place: Place | None = None) -> Draw:

@@ -313,16 +313,32 @@ def test_a_command_overrules_settings_of_jax_that_change_programs_and_says_so(tm
 
 
 @pytest.mark.parametrize("unset", [None, ""])
-def test_without_a_home_directory_programs_are_not_kept(unset: str | None, monkeypatch: pytest.MonkeyPatch):
-    def nowhere() -> Path:
-        raise RuntimeError("Could not determine home directory.")
+@pytest.mark.parametrize("home", [None, "file"])
+def test_without_a_home_directory_programs_are_not_kept(
+    home: str | None,
+    unset: str | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    """A container's user may have none, or / without permission to write."""
+
+    def found() -> Path:
+        if home is None:
+            raise RuntimeError("Could not determine home directory.")
+        (tmp_path / home).touch()
+        return tmp_path / home
 
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    monkeypatch.setattr(Path, "home", nowhere)
+    monkeypatch.setattr(Path, "home", found)
     with cache_directory(unset):
-        compile_cache.keep_compiled()
-        assert jax.config.jax_compilation_cache_dir == unset  # type: ignore[attr-defined]
-        assert program_store._directory() is None
+        for _ in range(2):
+            compile_cache.keep_compiled()
+            assert jax.config.jax_compilation_cache_dir == unset  # type: ignore[attr-defined]
+            assert program_store._directory() is None
+    (told,) = capsys.readouterr().err.splitlines()
+    assert told.startswith("compiled programs are not kept (")
+    assert (str(tmp_path) in told) == (home is not None)
 
 
 @pytest.mark.parametrize("unset", [None, ""])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Hashable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,14 @@ from jax.experimental.compilation_cache import compilation_cache
 from popjax.core import Env, Method
 from popjax.devices import default_device
 from popjax.host.scaling import shard
+from popjax.host.terminal import complain
 
 CPU_OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": ""}
 """Options of the compiler for CPUs. By default, XLA hands reductions to a library whose order of summation
 depends on the size of the axis, so a member's results would depend on how many others there are. XLA's own
 loops do not have this problem, and were faster on small networks."""
+
+_complain_once = lru_cache(complain)
 
 
 def keep_compiled() -> None:
@@ -37,7 +41,12 @@ def keep_compiled() -> None:
     if not settings.jax_compilation_cache_dir and settings.jax_enable_compilation_cache:
         try:
             cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "popjax" / "jax"
-        except RuntimeError:  # no home directory
+            cache.mkdir(parents=True, exist_ok=True)
+        except (OSError, RuntimeError) as failure:  # RuntimeError: no home directory
+            _complain_once(
+                f"compiled programs are not kept ({failure}): set JAX_COMPILATION_CACHE_DIR to a directory"
+                " for them, or JAX_ENABLE_COMPILATION_CACHE=0"
+            )
             return
         jax.config.update("jax_compilation_cache_dir", str(cache))
         compilation_cache.reset_cache()  # an earlier compilation may have initialised it without one

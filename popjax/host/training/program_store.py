@@ -7,9 +7,9 @@ configuration and the source files of all packages that are traced. These facts 
 for built-in methods and environments, and only in a process that runs no other code, such as the command
 line. A script or a notebook may have replaced any function, so it always traces.
 
-The files are pickled, so whoever writes one can run code as its reader. They lie in the directory of JAX's cache
-and are trusted as much as it is, but only the user who wrote a file can read it: where users share the directory,
-each compiles anew what JAX's own cache does not have.
+The files are pickled, so whoever writes one can run code as its reader. They lie in the directory of JAX's
+cache and are trusted as much as it is, but only the user who wrote a file can read it: where users share the
+directory, each compiles anew what JAX's own cache does not have.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ import popjax
 from popjax.host.errors import Refused
 from popjax.host.runs import tables
 from tests.host import tiny
+from tests.host.runs import make_run
 
 ENV = popjax.make("probe/context")
 OPTIONS = {"env_steps": 48, "eval_every": 24, "eval_episodes": 3, "log_every": 12, "quiet": True}
@@ -69,6 +70,15 @@ def test_a_broken_record_is_refused(tmp_path, name):
     (tmp_path / name).write_text('{"env_steps": \n')
     with pytest.raises(Refused, match=f"{name} (cannot be read|is not JSON)"):
         popjax.load(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["config.json", "summary.json", "eval.jsonl", "metrics.jsonl"])
+def test_a_file_of_a_run_that_cannot_be_opened_is_refused(name, tmp_path):
+    root = make_run(tmp_path / "run")
+    (root / name).unlink()
+    (root / name).mkdir()  # a missing permission would not keep root out
+    with pytest.raises(Refused, match=rf"run/{name} cannot be read: .*Is a directory"):
+        popjax.load(root)
 
 
 def test_a_state_without_members_is_evaluated_as_one():

@@ -138,18 +138,21 @@ def each_line(path: Path) -> Iterator[dict[str, Any]]:
     """Yield the records of a file of JSON lines, without an incomplete last one; none if it is missing.
 
     Raises:
-        Refused: a line cannot be read.
+        Refused: the file or a line cannot be read.
     """
-    if not path.exists():
+    try:
+        with path.open(errors="replace", encoding="utf-8") as file:
+            for number, line in enumerate(file, 1):
+                if not line.endswith("\n"):  # being written
+                    return
+                try:
+                    yield json.loads(line)
+                except ValueError:
+                    raise Refused(f"line {number} of {path} is not JSON: remove that line") from None
+    except (FileNotFoundError, NotADirectoryError):
         return
-    with path.open(errors="replace", encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            if not line.endswith("\n"):  # being written
-                return
-            try:
-                yield json.loads(line)
-            except ValueError:
-                raise Refused(f"line {number} of {path} is not JSON: remove that line") from None
+    except OSError as error:
+        raise Refused(f"{path} cannot be read: {error.strerror}") from None
 
 
 def drop_after(

@@ -235,7 +235,7 @@ def read_summary(root: Path) -> dict[str, Any] | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
-        raise Refused(f"{path} cannot be read: {error}") from None
+        raise Refused(f"{path} cannot be read: {error.strerror}") from None
     except ValueError:
         raise Refused(f"{path} is not JSON: remove it, and popjax train --resume writes it again") from None
 

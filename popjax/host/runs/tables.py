@@ -61,9 +61,9 @@ def load(run_dir: str | Path) -> Recorded:
     if run_group.holds(root):
         names = ", ".join(entry.directory for entry in run_group.read(root))
         raise Refused(f"{root} holds several runs; load one of {names}")
-    files, config, summary = rundir.RunDirectory(root), rundir.read_config(root), rundir.read_summary(root)
+    files, config = rundir.RunDirectory(root), rundir.read_config(root)
     evaluations, metrics = (_columns(log.read_lines(file)) for file in (files.evaluations, files.metrics))
-    return Recorded(config, summary, evaluations, metrics)
+    return Recorded(config, rundir.read_summary(root), evaluations, metrics)
 
 
 def _columns(lines: Sequence[dict[str, Any]]) -> dict[str, np.ndarray]:

@@ -220,6 +220,16 @@ def test_imports_within_the_host_point_down(module):
     assert not wrong, f"{module} imports {wrong}, which is not below it"
 
 
+@pytest.mark.parametrize("module", [m for m in MODULES if m.startswith("popjax.host.")])
+def test_modules_of_the_host_import_each_other_in_no_circle(module):
+    reached, left = set(), [module]
+    while left:
+        new = {name for name in inside(left.pop()) if name in MODULES and name not in reached}
+        reached |= new
+        left += new
+    assert module not in reached
+
+
 @pytest.mark.parametrize("module", [m for m in MODULES if m.startswith("popjax.host")])
 def test_the_host_sees_no_methods(module):
     wrong = [name for name in inside(module) if first(name) in HIDDEN_FROM_HOST]

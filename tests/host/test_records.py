@@ -18,6 +18,7 @@ from popjax.host.runs import log, rundir
 from popjax.host.runs.background_writer import Background, background
 from popjax.host.runs.history import Evaluation, History, Seconds
 from popjax.host.runs.recorded_scalars import recorded
+from popjax.host.runs.tensorboard import event_files
 from popjax.host.scaling.sweep import grid
 from tests.host.tiny import Losses, Metrics
 
@@ -53,7 +54,7 @@ def events(path: Path) -> list[Any]:
 
 def test_scalars_are_what_was_recorded(tmp_path: Path) -> None:
     members = grid(0, 2, {})
-    with log.tensorboard(tmp_path, members, np.array([0, 40])) as sink:
+    with event_files(tmp_path, members, np.array([0, 40])) as sink:
         sink(0, history(2))
         sink(1, history(2, first=3, still=frozenset({0})))
     files = [next((tmp_path / member.name).glob("events*")) for member in members]
@@ -77,7 +78,7 @@ def test_members_take_no_files_or_threads(tmp_path: Path) -> None:
 
     members, before, threads = grid(0, 200, {}), opened(), threading.active_count()
     with (
-        log.tensorboard(tmp_path / "tb", members, np.zeros(200, int)) as scalars,
+        event_files(tmp_path / "tb", members, np.zeros(200, int)) as scalars,
         log.metrics_file(tmp_path / "metrics.jsonl", members) as lines,
     ):
         for sink in (scalars, lines):
@@ -136,7 +137,7 @@ def test_a_curve_that_begins_late_has_its_beginning(tmp_path: Path) -> None:
     (tmp_path / "live").mkdir()
     (tmp_path / "live" / members[0].name).mkdir()
     (tmp_path / "live" / members[0].name / "events.earlier").touch()
-    with log.tensorboard(tmp_path / "live", members, np.array([40, 40]), recorded(files, members)) as sink:
+    with event_files(tmp_path / "live", members, np.array([40, 40]), recorded(files, members)) as sink:
         sink(2, history(2, first=5))
     known, new = (events(next((tmp_path / "live" / m.name).glob("events.out*"))) for m in members)
     assert [event.step for event in known[2:]] == [50, 60, 50]
@@ -155,7 +156,7 @@ def test_a_run_resumed_after_its_clock_was_set_back_goes_on(
     members = grid(0, 2, {})
     for now, (member, *more) in ((5_000, members), (2_000, members), (1_000, members[1:])):
         monkeypatch.setattr(time, "time_ns", lambda now=now: 10**12 * now)
-        with log.tensorboard(tmp_path, [member, *more], np.full(1 + len(more), now)):
+        with event_files(tmp_path, [member, *more], np.full(1 + len(more), now)):
             pass
     found = [
         [events(file)[1].step for file in sorted((tmp_path / member.name).iterdir())] for member in members

@@ -14,7 +14,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, TextIO, TypeAlias
@@ -26,8 +26,7 @@ from popjax.host.errors import Refused
 from popjax.host.numbers import plain
 from popjax.host.paths import replacing
 from popjax.host.runs.background_writer import Background, background
-from popjax.host.runs.history import Evaluation, History, Scalars, Seconds
-from popjax.host.runs.tensorboard import EventFiles
+from popjax.host.runs.history import Evaluation, History, Seconds
 from popjax.host.scaling.sweep import Member
 from popjax.host.terminal import Lasting, complain
 
@@ -200,13 +199,6 @@ def rewrite(
                 continue
             if row:
                 new.write(json.dumps(row, allow_nan=False) + "\n")
-
-
-def tensorboard(
-    directory: Path, members: Sequence[Member], env_steps: np.ndarray, earlier: Iterable[Scalars] = ()
-) -> AbstractContextManager[Background]:
-    """Write TensorBoard scalars below ``directory`` in the background; see ``EventFiles``."""
-    return background(EventFiles(directory, members, env_steps, earlier).write)
 
 
 @contextmanager

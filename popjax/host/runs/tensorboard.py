@@ -9,18 +9,27 @@ import struct
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from popjax.host.paths import file_name
+from popjax.host.runs.background_writer import Background, background
 from popjax.host.runs.history import History, Scalars
 from popjax.host.runs.recorded_scalars import of_history
 from popjax.host.scaling.sweep import Member
 
 _PREFIX = "events.out.tfevents."
 _REPLAYED = 10_000
+
+
+def event_files(
+    directory: Path, members: Sequence[Member], env_steps: np.ndarray, earlier: Iterable[Scalars] = ()
+) -> AbstractContextManager[Background]:
+    """Write scalars below ``directory`` in the background, as a sink; see ``EventFiles``."""
+    return background(EventFiles(directory, members, env_steps, earlier).write)
 
 
 class EventFiles:

@@ -24,6 +24,7 @@ from popjax.host.runs.best_policies import Best
 from popjax.host.runs.history import Evaluation, History, Seconds, empty, join, non_finite
 from popjax.host.runs.recorded_scalars import recorded
 from popjax.host.runs.run import Failure, Position, Result, Run, extra, wall_seconds
+from popjax.host.runs.tensorboard import event_files
 from popjax.host.scaling import processes
 from popjax.host.training import stopping
 from popjax.host.training.compiled_programs import Programs
@@ -322,7 +323,7 @@ def _own_sinks(run: Run, position: Position, stack: ExitStack) -> list[log.Sink]
         return sinks
     if run.files:
         files, members = run.files, run.members
-        curves = log.tensorboard(files.tensorboard, members, position.env_steps, recorded(files, members))
+        curves = event_files(files.tensorboard, members, position.env_steps, recorded(files, members))
         sinks = [
             stack.enter_context(log.metrics_file(files.metrics, members)),
             stack.enter_context(log.evaluations_file(files.evaluations, members)),

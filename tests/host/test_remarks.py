@@ -117,7 +117,7 @@ def test_a_run_whose_changes_are_unknown_says_so(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(provenance, "git_dirty", lambda: None)
     monkeypatch.setattr(provenance, "git_commit", lambda: None)
     env = make("probe/context")
-    config = configuration(tiny.build(env), env, None, Options(env_steps=12), {}, None)
+    config = configuration(tiny.build(env), env, tiny.Hyper(), Options(env_steps=12), {}, None)
     assert config["git_dirty"] is None
     assert (
         "whether popjax has uncommitted changes to commit (unknown) is not recorded" in config["remarks"][0]

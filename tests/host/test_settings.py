@@ -331,6 +331,7 @@ def test_without_a_home_directory_programs_are_not_kept(
 
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setattr(Path, "home", found)
+    compile_cache._complain_once.cache_clear()
     with cache_directory(unset):
         for _ in range(2):
             compile_cache.keep_compiled()

@@ -8,10 +8,9 @@ Libraries that check annotations (pydantic, beartype, typeguard) decide many cas
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import is_dataclass
 from functools import lru_cache, wraps
 from numbers import Integral, Number, Real
@@ -166,15 +165,6 @@ def told(value: Any) -> str:
         text = " ".join(repr(value).split())
         return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
     return f"a value of type {_name(type(value))}"
-
-
-def nearest(word: str, known: Iterable[str], quoted: bool = False) -> str:
-    """Return the end of a message about an unknown ``word``: '; did you mean X?' or, if no name is near,
-    '; choose from X, Y'; nothing if no name is known. Upper and lower case do not matter."""
-    names = {name.lower(): name for name in known}
-    for near in difflib.get_close_matches(word.lower(), names, n=1, cutoff=0.5):
-        return f"; did you mean {names[near]!r}?" if quoted else f"; did you mean {names[near]}?"
-    return f"; choose from {', '.join(names.values())}" if names else ""
 
 
 @lru_cache(maxsize=128)

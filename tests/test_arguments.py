@@ -16,7 +16,7 @@ from flax import struct
 
 import popjax
 from popjax.agents import ddpg, ppo, td3
-from popjax.arguments import checked, fits, nearest, told, typed, wanted
+from popjax.arguments import checked, fits, told, typed, wanted
 from popjax.checks import check_hyper
 from popjax.host.deploy import export_policy
 from popjax.methods import onpolicy
@@ -249,14 +249,6 @@ def test_types_and_their_words(kind, fitting, others, words):
     assert all(fits(value, kind) for value in fitting)
     assert not any(fits(value, kind) for value in others)
     assert wanted(kind) == words
-
-
-def test_the_nearest_name_is_found_whatever_its_case():
-    known = ["CartPole-v1", "Pendulum-v1"]
-    assert nearest("pendlum-V1", known) == "; did you mean Pendulum-v1?"
-    assert nearest("pendlum-V1", known, quoted=True) == "; did you mean 'Pendulum-v1'?"
-    assert nearest("x", known) == "; choose from CartPole-v1, Pendulum-v1"
-    assert nearest("x", []) == ""
 
 
 def test_a_value_is_told_in_one_short_line():

@@ -63,6 +63,8 @@ PENDULUM = ["--env", "gymnax/Pendulum-v1", "--env-steps", "10000"]
         ),
         (["pderl", "--env", "gymnax/Pendlum-v1", "--env-steps", "9"], ["did you mean 'Pendulum-v1'"]),
         (["pderl", *PENDULUM, "--sedes", "3"], ["unknown option --sedes", "did you mean --seeds?"]),
+        (["pderl", *PENDULUM, "--SEEDS", "3"], ["unknown option --SEEDS", "did you mean --seeds?"]),
+        (["pderl", *PENDULUM, "--keep", "3"], ["unknown option --keep", "did you mean --keep-checkpoints?"]),
         (["pderl", *PENDULUM, "--hyper.mutation_sdt", "3"], ["did you mean --hyper.mutation-std?"]),
         (["pderl", *PENDULUM, "stray"], ["unexpected argument 'stray'"]),
         (["pderl", "--env-steps", "10000"], ["missing --env"]),

@@ -31,6 +31,7 @@ LAYERS = (
         "devices",
         "numerics",
         "kinds",
+        "spelling",
     },
     {"checks", "contract"},
     {

@@ -19,6 +19,7 @@ from popjax.host import recipes, terminal
 from popjax.host.errors import FAILURES, Interrupted, Refused
 from popjax.host.recipes import METHODS
 from popjax.host.terminal import complain
+from popjax.spelling import nearest
 from popjax.version import __version__
 
 
@@ -37,8 +38,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     if not arguments:
         return _fail(f"no command given: popjax {' | '.join(commands)}; see popjax --help", 2)
-    from popjax.arguments import nearest
-
     return _fail(f"unknown command {arguments[0]!r}{nearest(arguments[0], commands)}", 2)
 
 
@@ -62,28 +61,27 @@ def run(argv: Sequence[str] | None = None) -> int:
 
 def evaluate(argv: Sequence[str] | None = None) -> int:
     """Evaluate a run, as ``scripts/evaluate.py``; return the exit code."""
-    return _of_results("evaluate", argv)
+    return _of_results(lambda results, arguments: results.evaluate(arguments), argv)
 
 
 def report(argv: Sequence[str] | None = None) -> int:
     """Write a page about runs, as ``scripts/report.py``; return the exit code."""
-    return _of_results("report", argv)
+    return _of_results(lambda results, arguments: results.report(arguments), argv)
 
 
 def export(argv: Sequence[str] | None = None) -> int:
     """Write a policy that acts without popjax, as ``scripts/export.py``; return the exit code."""
-    return _of_results("export", argv)
+    return _of_results(lambda results, arguments: results.export(arguments), argv)
 
 
-def _of_results(name: str, argv: Sequence[str] | None) -> int:
-    """Run the function ``name`` of ``results``, which is imported only after the settings of JAX were
-    checked."""
+def _of_results(use: Callable[[Any, list[str]], None], argv: Sequence[str] | None) -> int:
+    """Run ``use(results, arguments)``, with the module that needs JAX, whose settings are checked first."""
     arguments = list(sys.argv[1:] if argv is None else argv)
 
     def command() -> None:
         from popjax.cli import results
 
-        getattr(results, name)(arguments)
+        use(results, arguments)
 
     return _guarded(command, arguments)
 
@@ -100,8 +98,14 @@ def _guarded(command: Callable[[], None], argv: Sequence[str]) -> int:
         return _fail(wrong, 2)
     from popjax.cli import forms
 
+    def unless_unread() -> None:
+        try:
+            command()
+        except BrokenPipeError:  # the program that reads our output has closed the pipe
+            raise SystemExit(1) from None
+
     try:
-        return _exit_code(command)
+        return _exit_code(unless_unread)
     except Interrupted as interrupted:
         resume = [word for word in forms.bare_flags(argv, {"--resume": False}) if word != "--resume"]
         started = sys.argv[: len(sys.argv) - len(argv)] or sys.argv[:1]
@@ -126,8 +130,6 @@ def _exit_code(command: Callable[[], None]) -> int:
         return _fail(str(refusal), 2)
     except FAILURES as failure:
         return _fail(str(failure), 1)
-    except BrokenPipeError:  # the program that reads our output has closed the pipe
-        return 1
     except OSError as failure:
         return _fail(f"{type(failure).__name__}: {failure}", 1)
     return 0

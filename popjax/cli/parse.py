@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import contextlib
-import difflib
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
@@ -31,6 +30,7 @@ from popjax.cli import forms
 from popjax.host.errors import Refused
 from popjax.host.runs.options import Options, option_name
 from popjax.host.scaling.sweep import check_names
+from popjax.spelling import closest
 
 C = TypeVar("C")
 H = TypeVar("H")
@@ -387,5 +387,6 @@ def unknown_option(argument: str, known: list[str]) -> str:
     if not argument.startswith("-"):
         return f"unexpected argument {argument!r}"
     name = argument.partition("=")[0]
-    near = difflib.get_close_matches(name.replace("_", "-"), known, n=1, cutoff=0.5)
-    return f"unknown option {name}; " + (f"did you mean {near[0]}?" if near else "see --help")
+    longer = (option for option in known if option.startswith(name))
+    near = next(longer, None) or closest(name.replace("_", "-"), known)
+    return f"unknown option {name}; " + (f"did you mean {near}?" if near else "see --help")

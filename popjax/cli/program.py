@@ -9,12 +9,12 @@ from typing import Any, NamedTuple
 
 import tyro
 
-from popjax.arguments import nearest
 from popjax.cli import building, narrow, parse, per_agent, pretrained
 from popjax.host import recipes
 from popjax.host.errors import Refused
 from popjax.host.runs.options import Options
 from popjax.recipe import Recipe, defaults, kinds_of
+from popjax.spelling import nearest
 
 
 class Program(NamedTuple):

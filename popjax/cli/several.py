@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -68,7 +67,10 @@ def submit_one(tools: Tools, argv: Sequence[str], root: Path, control: grid.Cont
     if run_group.holds(root):  # the job found it too large for memory, and trained it in slices
         show.results(list(run_group.results(root)), root)
     else:
-        show.result(json.loads(rundir.RunDirectory(root).summary.read_text(encoding="utf-8")), root)
+        summary = rundir.read_summary(root)
+        if summary is None:
+            raise Refused(f"the job left no summary.json in {root}: --resume continues the run")
+        show.result(summary, root)
 
 
 def run_all(tools: Tools, entries: Sequence[Entry], root: Path, control: grid.Control) -> None:

@@ -17,11 +17,12 @@ from typing import Any
 import numpy as np
 
 from popjax import importing, libraries, numerics
-from popjax.arguments import nearest, typed
+from popjax.arguments import typed
 from popjax.contract import check_env
 from popjax.core import Env, Origin
 from popjax.envs import wrappers
 from popjax.remember import remembered
+from popjax.spelling import nearest
 
 _SUITES = ("gymnax", "brax", "gym", "dmc", "pixels", "playground", "atari", "probe")
 

@@ -10,6 +10,7 @@ from types import UnionType
 from typing import Any, get_args, get_origin
 
 from popjax import arguments
+from popjax.spelling import nearest
 
 _RANGE = tuple[float, float]
 """Type of an option whose default is a tuple; in JSON, it is a list."""
@@ -26,7 +27,7 @@ def check(env: str, options: Mapping[str, Any], known: Mapping[str, Any]) -> dic
     taken = dict(options)
     for name, value in options.items():
         if name not in known:
-            raise ValueError(f"{env} has no option {name!r}{arguments.nearest(name, known, quoted=True)}")
+            raise ValueError(f"{env} has no option {name!r}{nearest(name, known, quoted=True)}")
         kinds = get_args(known[name]) if isinstance(known[name], UnionType) else (known[name],)
         # Leave other annotations to the library.
         if set(kinds) <= {bool, int, float, str, tuple}:

@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from popjax.arguments import nearest
 from popjax.core import Key
+from popjax.spelling import nearest
 
 _WANTED = "write hyper.NAME=LOW:HIGH, hyper.NAME=LOW:HIGH:log or hyper.NAME=V1,V2"
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from popjax import importing
 from popjax.host.errors import Refused
+from popjax.spelling import nearest
 
 if TYPE_CHECKING:
     from popjax.recipe import Recipe
@@ -37,8 +38,7 @@ def recipe(name: str) -> Recipe:
     Raises:
         Refused: there is no such method.
     """
-    # Both import JAX, whose errors the command line is to catch.
-    from popjax.arguments import nearest
+    # It imports JAX, whose errors the command line is to catch.
     from popjax.recipe import Recipe, check
 
     if name not in METHODS and not importing.is_path(name):

@@ -95,6 +95,8 @@ def _made(name: str, function: Callable[..., Any] | None, options: dict[str, Any
 
 def _traced(env: Env) -> Env:
     """Return ``env`` with its functions always traced under ``numerics.tracing``."""
+    if origin(env):  # made here, so traced already
+        return env
     return env._replace(
         reset=numerics.traced(env.reset),
         step=numerics.traced(env.step),

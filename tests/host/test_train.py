@@ -337,3 +337,18 @@ def test_a_curve_that_cannot_be_drawn_leaves_the_result(
     result = train(tiny.build(ENV), ENV, env_steps=120, run_dir=tmp_path, **OPTIONS)
     assert json.loads((tmp_path / "summary.json").read_text()) == result.summary
     assert capsys.readouterr().err == "no learning curve was drawn: RuntimeError: no font\n"
+
+
+def test_a_run_that_was_killed_at_its_curve_draws_it_when_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(summary.report, "learning_curve", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train(tiny.build(ENV), ENV, env_steps=120, run_dir=tmp_path, **OPTIONS)
+    train(tiny.build(ENV), ENV, env_steps=120, run_dir=tmp_path, resume=True, **OPTIONS)
+    assert (tmp_path / "curve.png").exists()
+    assert (tmp_path / "summary.json").exists()

@@ -106,13 +106,13 @@ def _write_results(
     summary: dict[str, Any],
     schedules: list[dict[str, Any]],
 ) -> None:
-    if schedules:
-        rundir.write_json(files.schedule, {"members": schedules})
-    rundir.write_json(files.summary, summary)
     try:
         _draw_curves(run, files, position)
     except Exception as error:  # no picture is worth the result
         complain(f"no learning curve was drawn: {type(error).__name__}: {' '.join(str(error).split())}")
+    if schedules:
+        rundir.write_json(files.schedule, {"members": schedules})
+    rundir.write_json(files.summary, summary)  # last, since a run that has it is complete for ``finished``
 
 
 def _draw_curves(run: Run, files: rundir.RunDirectory, position: Position) -> None:

@@ -1,4 +1,4 @@
-"""Which known name was meant by an unknown one. Imports nothing, so that messages need no JAX."""
+"""Which known name was meant by an unknown one. Imports only the standard library: messages need no JAX."""
 
 from __future__ import annotations
 

@@ -125,6 +125,9 @@ def build(name: str, population: int, params: Params) -> Strategy:
         library = kind(population_size=population, solution=params, **options)
     except AssertionError as refusal:
         raise ValueError(f"strategy {name} refuses population {population}: {refusal}") from refusal
+    if name == "LM_MA_ES" and population > 2 * library.num_dims:  # it takes the root of a negative number
+        most = f"use at most {2 * library.num_dims}, two for each weight of the network"
+        raise ValueError(f"strategy {name} refuses population {population}: {most}")
 
     defaults = library.default_params  # computed now: LM_MA_ES takes a size from it
 

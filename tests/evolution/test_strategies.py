@@ -211,6 +211,7 @@ def test_open_es_draws_pairs():
             "strategy PersistentES does not fit: it needs parts of episodes; use one of ARS,",
         ),
         ("Open_ES", 7, "strategy Open_ES refuses population 7: Population size must be even"),
+        ("LM_MA_ES", 9, "strategy LM_MA_ES refuses population 9: use at most 8, two for each weight"),
     ],
 )
 def test_what_cannot_be_is_refused(name, population, message):

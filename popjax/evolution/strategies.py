@@ -7,9 +7,9 @@ parameters of one network.
     search = strategy.tell(search, population, fitness, hyper, key)
 
 Everything that a strategy does, antithetic draws and the ranking of fitness included, is the library's,
-except for the ranks of equal fitness in ``WEIGHTED``. Its hyperparameters are the library's defaults except
-for the two in ``Hyper``, which a sweep can vary. Names are read without regard to case, hyphens and
-underscores: ``OpenES`` is ``Open_ES``.
+except for the ranks of equal fitness in ``WEIGHTED`` and the matrices of ``BY_PLACE``. Its hyperparameters are
+the library's defaults except for the two in ``Hyper``, which a sweep can vary. Names are read without regard
+to case, hyphens and underscores: ``OpenES`` is ``Open_ES``.
 
 A strategy without a distribution, such as ``SimpleGA``, begins with a population around the parameters, which
 its first generation evaluates; its mean is the best of its last population.
@@ -36,6 +36,8 @@ ADAM = ("ARS", "ASEBO", "ESMC", "GuidedES", "Open_ES", "PGPE")
 WEIGHTED = ("CMA_ES", "DES", "LM_MA_ES", "MA_ES", "Sep_CMA_ES", "SimpleES")
 """Strategies that recombine individuals by weights of their ranks whose sum must stay the same; see
 ``_weights``."""
+BY_PLACE = ("LM_MA_ES", "MA_ES")
+"""Strategies whose matrix the library updates with the weight of a rank for the individual in that place."""
 UNFIT = {
     **dict.fromkeys(
         (
@@ -157,7 +159,12 @@ def build(name: str, population: int, params: Params) -> Strategy:
         return population, told(search, hyper)
 
     def tell(search: PyTree, population: Params, fitness: Array, hyper: Hyper, key: Key) -> PyTree:
-        return told(library.tell(key, population, _cost(fitness), search, settings(hyper))[0], hyper)
+        cost = _cost(fitness)
+        if name in BY_PLACE:  # put everyone in the place of its rank
+            order = jnp.argsort(cost)
+            drawn, population, cost = tree.take((search.z, population, cost), order)
+            search = search.replace(z=drawn)
+        return told(library.tell(key, population, cost, search, settings(hyper))[0], hyper)
 
     if hasattr(library, "get_mean"):
         return Strategy(init, ask, tell, library.get_mean)

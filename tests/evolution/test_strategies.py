@@ -201,6 +201,22 @@ def test_open_es_draws_pairs():
     equal(jax.tree.map(lambda x: x[:4], population), jax.tree.map(lambda x: -x[4:], population))
 
 
+@pytest.mark.parametrize("name", strategies.BY_PLACE)
+def test_a_matrix_is_updated_by_the_weights_of_ranks(name):
+    """The library gives the first individual the weight of the best, wherever it ranks."""
+    strategy = strategies.build(name, 8, START)
+    search = strategy.init(START, HYPER, jax.random.key(0))
+    population, search = strategy.ask(search, HYPER, jax.random.key(1))
+    order = jnp.array([3, 1, 7, 0, 5, 2, 6, 4])
+    mixed = search.replace(z=search.z[order]), jax.tree.map(lambda x: x[order], population)
+    one, two = (
+        strategy.tell(before, each, jax.vmap(height)(each), HYPER, jax.random.key(2))
+        for before, each in ((search, population), mixed)
+    )
+    np.testing.assert_allclose(one.M, two.M, atol=1e-6)
+    assert not np.allclose(one.M, search.M)
+
+
 @pytest.mark.parametrize(
     ("name", "population", "message"),
     [

@@ -7,9 +7,9 @@ parameters of one network.
     search = strategy.tell(search, population, fitness, hyper, key)
 
 Everything that a strategy does, antithetic draws and the ranking of fitness included, is the library's,
-except for the ranks of equal fitness in ``WEIGHTED`` and the matrices of ``BY_PLACE``. Its hyperparameters are
-the library's defaults except for the two in ``Hyper``, which a sweep can vary. Names are read without regard
-to case, hyphens and underscores: ``OpenES`` is ``Open_ES``.
+except for the ranks of equal fitness in ``WEIGHTED`` and the matrices of ``BY_PLACE``. Its hyperparameters
+are the library's defaults except for the two in ``Hyper``, which a sweep can vary. Names are read without
+regard to case, hyphens and underscores: ``OpenES`` is ``Open_ES``.
 
 A strategy without a distribution, such as ``SimpleGA``, begins with a population around the parameters, which
 its first generation evaluates; its mean is the best of its last population.

@@ -37,7 +37,7 @@ WEIGHTED = ("CMA_ES", "DES", "LM_MA_ES", "MA_ES", "Sep_CMA_ES", "SimpleES")
 """Strategies that recombine individuals by weights of their ranks whose sum must stay the same; see
 ``_weights``."""
 BY_PLACE = ("LM_MA_ES", "MA_ES")
-"""Strategies whose matrix the library updates with the weight of a rank for the individual in that place."""
+"""Strategies in which the library updates the matrix as if individuals came in the order of their ranks."""
 UNFIT = {
     **dict.fromkeys(
         (
@@ -160,7 +160,7 @@ def build(name: str, population: int, params: Params) -> Strategy:
 
     def tell(search: PyTree, population: Params, fitness: Array, hyper: Hyper, key: Key) -> PyTree:
         cost = _cost(fitness)
-        if name in BY_PLACE:  # put everyone in the place of its rank
+        if name in BY_PLACE:  # sort individuals, best first
             order = jnp.argsort(cost)
             drawn, population, cost = tree.take((search.z, population, cost), order)
             search = search.replace(z=drawn)

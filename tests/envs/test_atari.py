@@ -455,6 +455,7 @@ def test_a_number_of_workers_that_is_none_is_refused(monkeypatch):
         ("breakout", {}),
         ("pong", {"frame_skip": 3}),
         ("asterix", {"fire": "episode"}),
+        ("asterix", {}),
         ("space_invaders", {"cut_lives": False, "fire": "never", "actions": "full", "frame_skip": 3}),
         ("bowling", {"preset": "machado", "sticky": 0.0}),
     ],
@@ -509,10 +510,13 @@ class Baselines:
         return self.seen(), reward, done
 
     def reset(self):
-        """Return the frame at the start of a life: no-ops unless the game is new, then FIRE and the next."""
+        """Return the frame at the start of a life: a no-op unless the game is new, then FIRE and the next in
+        games that have it."""
+        if self.over:
+            self.screen = self.ale.getScreenGrayscale()
         self.hidden = 0.0 if self.over else self.skip(0)
         self.over = False
-        for action in (1, 2):
+        for action in (1, 2) if self.actions[1] == 1 else ():
             self.hidden += self.skip(action)
         self.lives = self.ale.lives()
         return self.seen()
@@ -523,7 +527,7 @@ class Baselines:
         return cv2.resize(self.screen, (84, 84), interpolation=cv2.INTER_AREA)
 
 
-@pytest.mark.parametrize("game", ["breakout", "space_invaders"])
+@pytest.mark.parametrize("game", ["asterix", "breakout", "space_invaders"])
 def test_lives_are_those_of_baselines(game):
     """Every life is an episode there, whose last frame is that of the lost life here, too."""
     pytest.importorskip("cv2")

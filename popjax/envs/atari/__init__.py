@@ -101,7 +101,8 @@ def make(task: str, **options: Any) -> Env:
     noops:      an episode starts after 1 to this many frames without action; 0 for none.
     cut_lives:  whether losing a life ends bootstrapping.
     fire:       when FIRE and the next action are played automatically, in games that have them: at the
-                start of every "life" or "episode", or never, which leaves them to the agent.
+                start of every "life" or "episode", or never, which leaves them to the agent. With "life" a
+                step without action follows each lost life, before FIRE and in games without it.
     inexact:    True to allow a game listed in ``INEXACT``.
 
     Raises:
@@ -118,7 +119,6 @@ def make(task: str, **options: Any) -> Env:
             f"atari/{task}: view field42 needs screens of (210, 160), got {console.shape[-3:-1]}: set view to"
             " grey84"
         )
-    renews = renews and console.fires
     spec = Spec(
         name=f"atari/{task}",
         obs_shape=(SIDE, SIDE, STACK) if grey else (42, 42, 1),

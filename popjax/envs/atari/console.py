@@ -72,6 +72,8 @@ class Console:
 
     codes:      ALE's number of every action, [A].
     fires:      whether a life has to be started, by FIRE and the action after it.
+
+    If ``starts_lives``, a no-op and, where ``fires``, these two are played after a lost life.
     """
 
     def __init__(
@@ -90,7 +92,8 @@ class Console:
         chosen = ale.getLegalActionSet() if full_actions else ale.getMinimalActionSet()
         self.codes = np.array([action.value for action in chosen], np.int32)
         self.fires = len(self.codes) >= 3 and self.codes[1] == FIRE
-        self._hidden = self.codes[[NOOP, FIRE, 2]] if self.fires and starts_lives else ()
+        self._begin_life = self.codes[[FIRE, 2]] if self.fires else self.codes[:0]
+        self._hidden = (NOOP, *self._begin_life) if starts_lives else ()
         self.shape = (*((2,) if len(self._hidden) else ()), *self._screen().shape)
         self.state_size = len(self._first[0])
 
@@ -99,7 +102,7 @@ class Console:
 
         If ``fire``, the actions that begin a life follow these frames. A game that ends in them starts over.
         """
-        begun = np.repeat(self.codes[[FIRE, 2]], HIDDEN_FRAMES) if fire and self.fires else self.codes[:0]
+        begun = np.repeat(self._begin_life, HIDDEN_FRAMES) if fire else self.codes[:0]
         with self._lock:
             found = [self._begin([NOOP] * count, begun.tolist()) for count in noops]
         return np.stack([np.frombuffer(ale, np.uint8) for ale, _ in found]), np.stack([s for _, s in found])

@@ -89,9 +89,9 @@ def _gymnasium(task: str, episode_length: int, options: dict[str, Any]) -> Origi
 def _atari(task: str, episode_length: int, options: dict[str, Any]) -> Original:
     """Return a game in ale-py's environment with Gymnasium's preprocessing.
 
-    As in popjax, FIRE and the next action start an episode, or every life, and their frames are hidden. With
-    ``sticky``, actions of hidden frames are sticky, too, which they are not in popjax: ale-py sets stickiness
-    once for the whole game.
+    As in popjax, FIRE and the next action start an episode, or every life after a step without action, and
+    their frames are hidden. With ``sticky``, actions of hidden frames are sticky, too, which they are not in
+    popjax: ale-py sets stickiness once for the whole game.
     """
     from ale_py.env import AtariEnv
     from gymnasium.error import DependencyNotInstalled
@@ -111,7 +111,7 @@ def _atari(task: str, episode_length: int, options: dict[str, Any]) -> Original:
     except DependencyNotInstalled as absent:
         raise Refused("--in gymnasium plays Atari with OpenCV: pip install opencv-python") from absent
     meanings = game.get_action_meanings()
-    fires = o["fire"] != "never" and len(meanings) >= 3 and meanings[1] == "FIRE"
+    begin = (1, 2) if len(meanings) >= 3 and meanings[1] == "FIRE" else ()
     seen: list[np.ndarray] = []
     steps = 0
 
@@ -130,7 +130,7 @@ def _atari(task: str, episode_length: int, options: dict[str, Any]) -> Original:
         nonlocal steps
         steps = 0
         frame: Any = env.reset(seed=seed)[0]
-        for action in (1, 2) if fires else ():
+        for action in begin if o["fire"] != "never" else ():
             frame = hold(action)[0]
         return look(frame, anew=True)
 
@@ -140,7 +140,7 @@ def _atari(task: str, episode_length: int, options: dict[str, Any]) -> Original:
         played: Any = env.step(int(action))
         frame, reward, over = played[:3]
         lost = 0 < game.ale.lives() < before and not over
-        for hidden in (0, 1, 2) if lost and fires and o["fire"] == "life" else ():
+        for hidden in (0, *begin) if lost and o["fire"] == "life" else ():
             if not over:
                 frame, more, over = hold(hidden)[:3]
                 reward += more

@@ -26,6 +26,8 @@ from popjax.methods import independent
 from popjax.replay import packed
 
 ROOT = Path(__file__).parents[2]
+DEVICES = "--xla_force_host_platform_device_count"
+FLAGS = " ".join(flag for flag in os.environ.get("XLA_FLAGS", "").split() if not flag.startswith(DEVICES))
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +43,7 @@ def run(module: str, devices: int, *argv: str) -> dict[str, Any]:
     environment = os.environ | {
         "PYTHONPATH": str(ROOT),
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "XLA_FLAGS": f"{FLAGS} {DEVICES}={devices}",
     }
     command = [sys.executable, "-m", module, *argv]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
@@ -180,7 +182,7 @@ def on_cpu(*argv: str, seeds: int = 2, **environment: str) -> subprocess.Complet
     """A run in a process of its own that nobody told of devices or threads but ``argv``."""
     command = [sys.executable, "-c", PROGRAM, "tiny", "--env=probe/context", "--env-steps=600"]
     command.append(f"--seeds={seeds}")
-    mine = {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+    mine = {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": FLAGS}
     theirs = {n: v for n, v in os.environ.items() if n not in ("JAX_NUM_CPU_DEVICES", "NPROC")}
     return subprocess.run(
         [*command, *argv], cwd=ROOT, env=theirs | mine | environment, capture_output=True, text=True
@@ -234,7 +236,5 @@ def test_a_cpu_is_divided_into_no_more_devices_than_it_has_cores(tmp_path: Path)
 def test_who_divided_the_cpu_is_left_alone(tmp_path: Path) -> None:
     done = on_cpu("--devices=2", f"--run-dir={tmp_path}", JAX_NUM_CPU_DEVICES="1")
     assert "--devices must be in 1 to 1" in done.stderr
-    done = on_cpu(
-        "--devices=2", f"--run-dir={tmp_path}", XLA_FLAGS="--xla_force_host_platform_device_count=4"
-    )
+    done = on_cpu("--devices=2", f"--run-dir={tmp_path}", XLA_FLAGS=f"{FLAGS} {DEVICES}=4")
     assert done.stdout.split()[-1] == "4", done.stderr

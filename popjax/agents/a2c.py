@@ -1,9 +1,10 @@
 """Advantage actor-critic: one gradient step on each rollout. Mnih et al., 2016, without the asynchrony.
 
 The default hyperparameters are those of OpenAI Baselines' A2C for 10^7 steps in rollouts of 4 lanes and 5
-steps. Two things differ from that program: policy and value are separate networks, whereas its default shares
-the hidden layers, and a time limit is not treated as the end of the task. A3C restated for lanes, with
-one network for both and a gradient step for each lane in turn or one for all, is ``cdrl`` without a teacher.
+steps. Three things differ from that program: policy and value are separate networks, whereas its default
+shares the hidden layers; a time limit is not treated as the end of the task; and on MuJoCo its ``run.py``
+whitens observations and scales rewards. A3C restated for lanes, with one network for both and a gradient step
+for each lane in turn or one for all, is ``cdrl`` without a teacher.
 
 With an LSTM each of the two networks has its own memory. Both memories advance while the policy acts, so the
 policy is then the pair of networks. Episodes continue across rollouts with the memories that the earlier

@@ -6,8 +6,10 @@ An iteration: collect -> learn x updates. Agents share a replay and learn from b
 all agents' transitions. Every actor ascends along the bisector of two gradients: that of the task's value,
 and that of a second critic, which values acting unlike the others. The first agent is evaluated.
 
-Differs from the paper: critics' gradients are clipped as in Collaborative Exploration's SAC, with which DiCE
-is compared.
+Differs from the paper: losses and constants are those of Collaborative Exploration's SAC, with which DiCE is
+compared. In the authors' code all losses are of the parameters before the step, actors ascend the minimum of
+the twins and the target entropy is -dim(A); here both critics step first, with clipped gradients, actors
+ascend the mean of the new twins (``agent.actor_q``) and the target entropy is -dim(A) / 2.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Collection, Mapping
 from functools import reduce
 from operator import or_
@@ -10,6 +11,7 @@ from types import UnionType
 from typing import Any, get_args, get_origin
 
 from popjax import arguments
+from popjax.core import LARGEST
 from popjax.spelling import nearest
 
 _RANGE = tuple[float, float]
@@ -37,14 +39,17 @@ def check(env: str, options: Mapping[str, Any], known: Mapping[str, Any]) -> dic
 
 
 def _in_range(value: Any, env: str, name: str, kinds: Collection[Any]) -> Any:
-    """Return ``value``, a whole number as a float where the option is one; refuse an integer that compiled
-    programs cannot hold."""
-    if type(value) is not int or -arguments.INT32_MAX <= value <= arguments.INT32_MAX:
+    """Return ``value``, a large whole number as a float where the option is one; refuse NaN, and numbers that
+    compiled programs cannot hold."""
+    if type(value) not in (int, float) or -arguments.INT32_MAX <= value <= arguments.INT32_MAX:
         return value
-    if float in kinds:
+    if float not in kinds:
+        most = f"{arguments.INT32_MAX:,}"
+        raise ValueError(f"{env}: option {name} must be from -{most} to {most}, got {value:,}")
+    if abs(value) <= LARGEST or value in (-math.inf, math.inf):
         return float(value)
-    most = f"{arguments.INT32_MAX:,}"
-    raise ValueError(f"{env}: option {name} must be from -{most} to {most}, got {value:,}")
+    got = "nan" if value != value else "a larger one"
+    raise ValueError(f"{env}: option {name} must be a number of at most {LARGEST:.3g} or infinite, got {got}")
 
 
 def keywords(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:

@@ -42,7 +42,10 @@ def wrapped(env: Env, options: Mapping[str, Any]) -> Env:
     """
     given = check(env.spec.name, options, OPTIONS)
     for name, value in given.items():
-        if not value > 0 and name != "reward_scale":
+        if name == "reward_scale":
+            if abs(value) == jnp.inf:
+                raise ValueError(f"{env.spec.name}: option {name} must be finite, got {value}")
+        elif not value > 0:
             raise ValueError(f"{env.spec.name}: option {name} must be above 0, got {value}")
     if given.get("action_repeat", 1) > 1:
         env = repeated(_limited(env), given["action_repeat"])

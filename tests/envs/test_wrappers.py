@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -150,6 +151,9 @@ def test_options_upon_options_are_scored_by_the_task_itself() -> None:
         ({"action_repeat": 0}, "action_repeat must be above 0, got 0"),
         ({"frame_stack": 1.5}, "frame_stack must be an integer"),
         ({"reward_clip": -1}, "reward_clip must be above 0"),
+        ({"reward_clip": math.nan}, "reward_clip must be a number of at most 3.4e\\+38 or infinite, got nan"),
+        ({"reward_scale": 10**400}, "or infinite, got a larger one"),
+        ({"reward_scale": math.inf}, "reward_scale must be finite, got inf"),
         ({"reward_scale": "x"}, "reward_scale must be a number"),
     ],
 )

@@ -131,7 +131,7 @@ def build(env: Env, config: Config | None = None, priors: Sequence[Prior] = ()) 
         learner, start = agent.init(key_learner, hyper.agent), lanes.start(lanes_env, key_lanes, shape)
         replay = store.init(sight.example, hyper.priority_exponent)
         seen, retirement = sight.start(tree.flatten(start.obs)), initial_retirement(config, priors)
-        losses = learning.no_losses(partial(update, seen, hyper), (learner, replay), key)
+        losses = learning.no_losses(update, (learner, replay), seen, hyper, key, jnp.bool_(True))
         zero, none, actors = jnp.float32(0), jnp.int32(0), jnp.zeros(config.actors)
         return State(
             key=key,
@@ -244,9 +244,8 @@ def build(env: Env, config: Config | None = None, priors: Sequence[Prior] = ()) 
         metrics = replace(s.metrics, stored=replay.size)
         return replace(s, learner=learner, replay=replay, locals=locals_, metrics=metrics)
 
-    def update(
-        seen: PyTree, hyper: Hyper, held: Held, key: Key, own: Array | bool = True
-    ) -> tuple[Held, PyTree]:
+    @learning.traced_once
+    def update(held: Held, seen: PyTree, hyper: Hyper, key: Key, own: Array) -> tuple[Held, PyTree]:
         """Take one gradient step on transitions drawn by priority, and set their new priorities from the
         errors before the step. Schaul et al., ICLR 2016, algorithm 1, lines 9 to 14.
 
@@ -261,7 +260,7 @@ def build(env: Env, config: Config | None = None, priors: Sequence[Prior] = ()) 
         priority = jnp.abs(agent.td_error(learner, rows)) + hyper.priority_offset
         after, losses = agent.learn(learner, Weighted(**vars(rows), weight=weight), hyper.agent, key_learn)
         replay = store.update(replay, jnp.where(own, draw.slots, -1), priority)
-        return (tree.where(jnp.asarray(own), after, learner), replay), losses
+        return (tree.where(own, after, learner), replay), losses
 
     def passed(env_steps: counting.Count, period: int) -> Array:
         """Return whether the actors' last step reached a multiple of ``period`` environment steps."""
@@ -281,7 +280,7 @@ def build(env: Env, config: Config | None = None, priors: Sequence[Prior] = ()) 
             learner, nodes, before = carry
             own = tree.in_company(i < due)  # fewer may be due for a member that joined the sweep later
             held = learner, replace(s.replay, nodes=nodes)
-            (learner, replay), told = update(s.frames, s.hyper, held, jax.random.fold_in(key_learn, i), own)
+            (learner, replay), told = update(held, s.frames, s.hyper, jax.random.fold_in(key_learn, i), own)
             return learner, replay.nodes, tree.where(own, told, before)
 
         start = s.learner, s.replay.nodes, s.metrics.losses

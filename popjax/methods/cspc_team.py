@@ -151,6 +151,7 @@ def _off_policy(spec: Spec, config: Config) -> tuple[Agent | None, Player | None
     if config.off_policy is None:
         return None, None, ()
     agent = agents.build(spec, config.off_policy)
+    agent = agent._replace(learn=learning.traced_once(agent.learn))
     own = agent, agents.default_hyper(config.off_policy), spec, config.lanes
     scale = float(config.test == "sample")
     one = partial(players.off_policy, *own, batch=config.batch, test_scale=scale, burst=config.burst)
@@ -166,6 +167,7 @@ def _on_policy(spec: Spec, config: Config) -> tuple[OnPolicyAgent | None, Player
     check_on_policy(spec, config)
     length = config.rollout(spec.episode_length)
     agent = agents.build_on_policy(spec, config.on_policy, config.on_policy_lanes * length)
+    agent = agent._replace(learn=learning.traced_once(agent.learn))
     return agent, players.on_policy(
         agent,
         agents.default_hyper(config.on_policy),

@@ -252,6 +252,7 @@ def build(env: Env, config: Config = Config()) -> Method:
             greedy, actors, memories, keys, config.mutation_batch, hyper.mutation_std, hyper.sensitivity_floor
         )
 
+    @learning.traced_once
     def update(
         learned: tuple[PyTree, PyTree], store: Ring, hyper: Hyper, key: Key
     ) -> tuple[tuple[PyTree, PyTree], tuple[PyTree, ...]]:

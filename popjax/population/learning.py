@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar, cast
 
 import chex
 import jax
@@ -13,6 +13,8 @@ from jax import Array
 
 from popjax import tree
 from popjax.core import Key, PyTree
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 Update: TypeAlias = Callable[[Any, Key], tuple[Any, PyTree]]
 """``(what learns, key) -> (what learns, losses)``: one gradient step of all agents, batch included."""
@@ -72,6 +74,15 @@ def whole_updates(per_step: float, taken: int) -> int:
             " number of updates, at least 1; change updates_per_step, lanes or steps"
         )
     return round(count)
+
+
+def traced_once(function: F) -> F:
+    """Return ``function`` for use in programs: JAX traces it only once for ``init``, which needs the shapes
+    of its results, and for ``step``, which needs the results. What is computed stays the same.
+
+    It must not close over values that are themselves computed in a program.
+    """
+    return cast(F, jax.jit(function, inline=True))
 
 
 def no_losses(update: Callable[..., tuple[Any, PyTree]], *args: Any) -> PyTree:

@@ -266,6 +266,7 @@ def build(
             lanes=played,
         )
 
+    @learning.traced_once
     def update(
         learned: tuple[PyTree, PyTree], stored: tuple[Ring, PyTree], hyper: PyTree, key: Key
     ) -> tuple[tuple[PyTree, PyTree], tuple[PyTree, PyTree, PyTree]]:

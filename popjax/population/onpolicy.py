@@ -76,7 +76,7 @@ def build(
     drive = drives.build(env.spec, config.drive, *shape)
     lanes_env = drive.env(rollout.autoreset(env))
     agent = agents.build_on_policy(lanes_env.spec, config.agent, config.lanes * length)
-    learn_all = learning.everyone(agent.learn)
+    learn_all = learning.traced_once(learning.everyone(agent.learn))
 
     def fields(key: Key, hyper: PyTree) -> dict[str, Any]:
         hyper = as_arrays(hyper)
@@ -122,6 +122,7 @@ def build(
         )
         return s if config.drive is None else reward(s)
 
+    @learning.traced_once
     def pay(
         held: PyTree, trajectory: Trajectory, hyper: PyTree, key: Key
     ) -> tuple[tuple[PyTree, Array], tuple[PyTree, PyTree]]:

@@ -49,7 +49,7 @@ if __name__ == "__main__":
     alone = tree.concat([train(method, ENV, members=part, **options).state for part in ((0, 2), (2, 4))])
     pairs = zip(state_arrays.to_arrays(spread).values(), state_arrays.to_arrays(alone).values(), strict=True)
     answer = {
-        "devices": len(spread.env_steps.sharding.device_set),
+        "devices": len(spread.generation.sharding.device_set),
         "difference": max(float(np.abs(np.float64(x) - np.float64(y)).max()) for x, y in pairs if x.size),
         "collectives": on_devices.collectives(method, 4, 2),
         "population": population(),

@@ -10,6 +10,9 @@ from operator import or_
 from types import UnionType
 from typing import Any, get_args, get_origin
 
+import jax
+import numpy as np
+
 from popjax import arguments
 from popjax.core import LARGEST
 from popjax.spelling import nearest
@@ -24,7 +27,7 @@ def check(env: str, options: Mapping[str, Any], known: Mapping[str, Any]) -> dic
     A float such as 1e3 becomes an integer if the option is one.
 
     Raises:
-        ValueError: there is no option of that name, or its value is of another type or too large.
+        ValueError: there is no option of that name, or its value is of another type, NaN or too large.
     """
     taken = dict(options)
     for name, value in options.items():
@@ -41,15 +44,21 @@ def check(env: str, options: Mapping[str, Any], known: Mapping[str, Any]) -> dic
 def _in_range(value: Any, env: str, name: str, kinds: Collection[Any]) -> Any:
     """Return ``value``, a large whole number as a float where the option is one; refuse NaN, and numbers that
     compiled programs cannot hold."""
-    if type(value) not in (int, float) or -arguments.INT32_MAX <= value <= arguments.INT32_MAX:
+    if isinstance(value, tuple | list):
+        return type(value)(_in_range(each, env, name, (float,)) for each in value)
+    if isinstance(value, str | jax.core.Tracer):
+        return value
+    number = value.item() if isinstance(value, np.generic | np.ndarray | jax.Array) else value
+    if -arguments.INT32_MAX <= number <= arguments.INT32_MAX:
         return value
     if float not in kinds:
         most = f"{arguments.INT32_MAX:,}"
-        raise ValueError(f"{env}: option {name} must be from -{most} to {most}, got {value:,}")
-    if abs(value) <= LARGEST or value in (-math.inf, math.inf):
-        return float(value)
-    got = "nan" if value != value else "a larger one"
-    raise ValueError(f"{env}: option {name} must be a number of at most {LARGEST:.3g} or infinite, got {got}")
+        raise ValueError(f"{env}: option {name} must be from -{most} to {most}, got {number:,}")
+    if abs(number) <= LARGEST or abs(number) == math.inf:
+        return float(number)
+    got = "nan" if number != number else "a number beyond that"
+    most = f"{LARGEST:.3g}"
+    raise ValueError(f"{env}: option {name} must be from -{most} to {most}, or infinite, got {got}")
 
 
 def keywords(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:

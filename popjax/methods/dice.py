@@ -8,8 +8,9 @@ and that of a second critic, which values acting unlike the others. The first ag
 
 Differs from the paper: losses and constants are those of Collaborative Exploration's SAC, with which DiCE is
 compared. In the authors' code all losses are of the parameters before the step, actors ascend the minimum of
-the twins and the target entropy is -dim(A); here both critics step first, with clipped gradients, actors
-ascend the mean of the new twins (``agent.actor_q``) and the target entropy is -dim(A) / 2.
+the twins and the target entropy is -dim(A); here the twins and the critic of diversity step first, with
+clipped gradients, actors ascend the mean of the new twins (``sac.actor_q``) and the target entropy is
+-dim(A) / 2.
 """
 
 from __future__ import annotations

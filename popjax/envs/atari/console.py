@@ -73,7 +73,7 @@ class Console:
     codes:      ALE's number of every action, [A].
     fires:      whether a life has to be started, by FIRE and the action after it.
 
-    If ``starts_lives``, a no-op and, where ``fires``, these two are played after a lost life.
+    With ``starts_lives`` a no-op follows each lost life and, if ``fires``, then FIRE and the action after it.
     """
 
     def __init__(

@@ -89,9 +89,10 @@ def _gymnasium(task: str, episode_length: int, options: dict[str, Any]) -> Origi
 def _atari(task: str, episode_length: int, options: dict[str, Any]) -> Original:
     """Return a game in ale-py's environment with Gymnasium's preprocessing.
 
-    As in popjax, FIRE and the next action start an episode, or every life after a step without action, and
-    their frames are hidden. With ``sticky``, actions of hidden frames are sticky, too, which they are not in
-    popjax: ale-py sets stickiness once for the whole game.
+    As in popjax, FIRE and the next action start an episode in games that have FIRE. With ``fire`` "life", a
+    step without action follows each lost life in every game, and then these two. Their frames are hidden.
+    With ``sticky``, actions of hidden frames are sticky, too, which they are not in popjax: ale-py sets
+    stickiness once for the whole game.
     """
     from ale_py.env import AtariEnv
     from gymnasium.error import DependencyNotInstalled

@@ -44,10 +44,10 @@ def check(env: str, options: Mapping[str, Any], known: Mapping[str, Any]) -> dic
 def _in_range(value: Any, env: str, name: str, kinds: Collection[Any]) -> Any:
     """Return ``value``, a large whole number as a float where the option is one; refuse NaN, and numbers that
     compiled programs cannot hold."""
-    if isinstance(value, tuple | list):
-        return type(value)(_in_range(each, env, name, (float,)) for each in value)
     if isinstance(value, str | jax.core.Tracer):
         return value
+    if np.ndim(value):  # of an option that is a range
+        return tuple(_in_range(each, env, name, (float,)) for each in value)
     number = value.item() if isinstance(value, np.generic | np.ndarray | jax.Array) else value
     if -arguments.INT32_MAX <= number <= arguments.INT32_MAX:
         return value

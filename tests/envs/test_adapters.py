@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import gymnax
 import jax
 import jax.numpy as jnp
@@ -158,6 +159,7 @@ def test_brax_has_specs_and_falls_back_to_a_backend_that_the_task_has(capfd):
         ("brax/ant", {"helthy_reward": 1}, "no option 'helthy_reward'; did you mean 'healthy_reward'"),
         ("brax/ant", {"n_frames": 1.5}, "brax/ant: option n_frames must be an integer, got 1.5"),
         ("brax/hopper", {"healthy_z_range": 1}, "healthy_z_range must be two numbers, got 1"),
+        ("brax/hopper", {"healthy_z_range": [math.nan, 1]}, "healthy_z_range must be .*infinite, got nan"),
         ("brax/hopper", {"n_frames": 0}, "brax/hopper: option n_frames must be at least 1, got 0"),
         ("brax/ant", {"use_contact_forces": True}, "brax/ant: use_contact_forces not implemented"),
         ("brax/ant", {"debug": True}, "brax/ant has no option 'debug'"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import wraps
 from typing import Any, TypeAlias, TypeVar, cast
 
 import chex
@@ -82,7 +83,13 @@ def traced_once(function: F) -> F:
 
     It must not close over values that are themselves computed in a program.
     """
-    return cast(F, jax.jit(function, inline=True))
+
+    @wraps(function)
+    def once(*args: Any) -> Any:
+        # JAX recognises the function. A jitted one could not be sent to another process with its Method.
+        return jax.jit(function, inline=True)(*args)
+
+    return cast(F, once)
 
 
 def no_losses(update: Callable[..., tuple[Any, PyTree]], *args: Any) -> PyTree:

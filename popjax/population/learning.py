@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import wraps
 from typing import Any, TypeAlias, TypeVar, cast
 
 import chex
@@ -77,25 +76,33 @@ def whole_updates(per_step: float, taken: int) -> int:
     return round(count)
 
 
+class _TracedOnce:
+    """A function for ``traced_once`` that can be sent to another process, which a jitted one cannot."""
+
+    def __init__(self, function: Callable[..., Any]):
+        self.jitted, self.__wrapped__ = jax.jit(function, inline=True), function
+
+    def __call__(self, *args: Any) -> Any:
+        return self.jitted(*args)
+
+    def __reduce__(self) -> Any:
+        return _TracedOnce, (self.__wrapped__,)
+
+
 def traced_once(function: F) -> F:
     """Return ``function`` for use in programs: JAX traces it only once for ``init``, which needs the shapes
     of its results, and for ``step``, which needs the results. What is computed stays the same.
 
     It must not close over values that are themselves computed in a program.
     """
-
-    @wraps(function)
-    def once(*args: Any) -> Any:
-        # JAX recognises the function. A jitted one could not be sent to another process with its Method.
-        return jax.jit(function, inline=True)(*args)
-
-    return cast(F, once)
+    return cast(F, _TracedOnce(function))
 
 
 def no_losses(update: Callable[..., tuple[Any, PyTree]], *args: Any) -> PyTree:
     """Return zeros in the shapes of the losses of ``update(*args)``, as losses before the first
     step, without computing it."""
-    return zeros(jax.eval_shape(update, *args)[1])
+    jitted = update.jitted if isinstance(update, _TracedOnce) else update
+    return zeros(jax.eval_shape(jitted, *args)[1])
 
 
 def zeros(shapes: PyTree) -> PyTree:

@@ -101,8 +101,9 @@ def traced_once(function: F) -> F:
 def no_losses(update: Callable[..., tuple[Any, PyTree]], *args: Any) -> PyTree:
     """Return zeros in the shapes of the losses of ``update(*args)``, as losses before the first
     step, without computing it."""
-    jitted = update.jitted if isinstance(update, _TracedOnce) else update
-    return zeros(jax.eval_shape(jitted, *args)[1])
+    # Within another function it would be traced for that one as well.
+    traced = update.jitted if isinstance(update, _TracedOnce) else update
+    return zeros(jax.eval_shape(traced, *args)[1])
 
 
 def zeros(shapes: PyTree) -> PyTree:

@@ -9,12 +9,13 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 # Before JAX is imported; subprocesses of tests inherit it. `JAX_PLATFORMS=cuda pytest -m gpu` overrides it.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 _CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "popjax" / "jax"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 if os.environ["JAX_PLATFORMS"] == "cpu":
     # Tests compile more than they compute. LLVM's optimizations take a third of the time; half of the rest
     # goes into the emitters of fusions, which set up MLIR anew for each one. The older emitters leave it to
@@ -44,11 +45,25 @@ import pytest  # noqa: E402
 from scipy import stats  # noqa: E402
 
 from popjax import remember  # noqa: E402
-from popjax.host.training import compile_cache, program_store  # noqa: E402
+from popjax.host.training import compile_cache, program_store, summary  # noqa: E402
 
 compile_cache.keep_compiled()  # from the first test on, so that all of them find each other's programs
 # Tests replace functions that a stored program would still contain; their subprocesses do not.
 program_store.trace_nobody_elses_code = lambda: None
+
+draw, _drawn = summary.learning_curve, bytearray()
+
+
+def draw_once(evaluations: Any, path: Any, **options: Any) -> None:
+    """Draw the learning curve of the first run and give the others a copy: many runs of tests train for less
+    time than drawing takes."""
+    if not _drawn:
+        draw(evaluations, path, **options)
+        _drawn.extend(Path(path).read_bytes())
+    Path(path).write_bytes(_drawn)
+
+
+summary.learning_curve = draw_once
 
 FIRST = {"test_conformance.py", "test_cspc.py", "test_ce.py", "test_cdrl.py", "test_testing.py"}
 """Files that take longest."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from popjax.core import Method
 
@@ -33,6 +34,12 @@ class Case(NamedTuple):
     slow_members: bool = False
     eager: bool = False
     members: bool = True
+
+
+def slow_except(quick: Iterable[Any], values: Iterable[Any]) -> list[Any]:
+    """Return ``values`` as parameters of a test, which is slow with those that are not among ``quick``."""
+    quick = list(quick)
+    return [pytest.param(x, marks=[pytest.mark.slow] * (x not in quick)) for x in values]
 
 
 def bare(tree: Any) -> Any:

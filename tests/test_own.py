@@ -133,7 +133,13 @@ def test_modules_are_found_in_the_current_directory(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "launcher", [[], ["--launcher", "slurm", "--launcher-option", "cluster=local"]], ids=["local", "slurm"]
+    "launcher",
+    [
+        pytest.param([], id="local"),
+        pytest.param(
+            ["--launcher", "slurm", "--launcher-option", "cluster=local"], id="slurm", marks=pytest.mark.slow
+        ),
+    ],
 )
 def test_launchers_find_modules_in_the_current_directory(launcher, tmp_path):
     if launcher:

@@ -19,6 +19,7 @@ from popjax.core import Choice, Env, Spec, Timestep, Transition, as_arrays
 from popjax.envs import make
 from popjax.methods import independent
 from tests.host import crowd, tiny
+from tests.support import slow_except
 
 ENV = make("probe/context")
 METHOD = crowd.build(4)
@@ -281,7 +282,11 @@ def an_agent(name):
     return agent, spec, agents.default_hyper(config)
 
 
-@pytest.mark.parametrize("name", SMALL)
+ONCE = ("ddpg", "sac", "dqn", "a2c_lstm", "ppo")
+"""Each of the others is nearly one of these."""
+
+
+@pytest.mark.parametrize("name", slow_except(ONCE, SMALL))
 def test_agents_keep_their_contract(name):
     testing.check_agent(*an_agent(name))
 

@@ -19,7 +19,7 @@ from popjax.envs import make
 from popjax.host.training import evaluation
 from popjax.methods import onpolicy
 from tests.agents import probes
-from tests.support import close, equal
+from tests.support import close, equal, slow_except
 
 SPEC = Spec(name="none", obs_shape=(2,), action_dim=2, episode_length=9)
 DISCRETE = SPEC._replace(action_dim=3, discrete=True)
@@ -70,7 +70,9 @@ def histories(probe):
     return a2c.build(env.spec, CONFIG), distributions.of(env.spec), states
 
 
-@pytest.mark.parametrize("probe", ["delay", "corridor", "corridor-discrete"])
+@pytest.mark.parametrize(
+    "probe", slow_except(["delay", "corridor-discrete"], ["delay", "corridor", "corridor-discrete"])
+)
 def test_what_is_learned_from_is_what_acted(probe):
     """Log-probabilities, unrolled from what was remembered and one by one from each beginning on."""
     agent, actions, states = histories(probe)
@@ -149,7 +151,9 @@ def advantages_by_hand(rows, values, next_values, decay):
     return found
 
 
-@both
+@pytest.mark.parametrize(
+    "spec", [pytest.param(SPEC, marks=pytest.mark.slow), DISCRETE], ids=["continuous", "discrete"]
+)
 def test_a_gradient_step_is_that_of_a_plain_unroll(spec, key):
     agent, actions = a2c.build(spec, CONFIG), distributions.of(spec)
     hyper = as_arrays(a2c.Hyper(lr=0.1, trace_decay=0.8, entropy_weight=0.2, max_grad_norm=1e9))

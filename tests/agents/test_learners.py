@@ -17,7 +17,7 @@ from popjax.envs import make
 from popjax.nets import layers
 from tests.agents.by_hand import a_batch, blend, first_moment, norm, stepped
 from tests.agents.probes import ANSWERS, GAMMA
-from tests.support import close, equal
+from tests.support import close, equal, slow_except
 
 SPEC = Spec(name="none", obs_shape=(3,), action_dim=2, episode_length=1)
 CONFIGS = {
@@ -69,7 +69,11 @@ def learner(name):
     return agent, train
 
 
-@pytest.mark.parametrize("probe", ANSWERS)
+FEW = ("delay", "context")
+"""Probes that need what the others need, too: values of later rewards, and actions by observation."""
+
+
+@pytest.mark.parametrize("probe", slow_except(FEW, ANSWERS))
 @pytest.mark.parametrize("name", CONFIGS)
 def test_an_agent_learns_the_known_answer(name, probe, key):
     agent, train = learner(name)

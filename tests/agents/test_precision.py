@@ -11,7 +11,7 @@ import pytest
 
 from popjax.agents import sac, td3
 from popjax.core import Spec, Transition, as_arrays
-from tests.support import equal
+from tests.support import equal, slow_except
 
 SPEC = Spec("test", (5,), 2, 100)
 AGENTS = {"sac": sac, "td3": td3}
@@ -29,7 +29,7 @@ def leaf_types(tree):
     return jax.tree.map(lambda x: x.dtype, tree)
 
 
-@pytest.mark.parametrize("name", AGENTS)
+@pytest.mark.parametrize("name", slow_except(["sac"], AGENTS))
 def test_learning_in_bfloat16(name):
     module, key = AGENTS[name], jax.random.key(0)
     config, hyper = module.Config(hidden=(32, 32)), as_arrays(module.Hyper())

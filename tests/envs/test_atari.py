@@ -20,7 +20,7 @@ from popjax.contract import check_env
 from popjax.core import Method, transition
 from popjax.host.deploy import reference_envs, video
 from popjax.host.errors import Refused
-from tests.support import equal
+from tests.support import equal, slow_except
 
 ale_py = pytest.importorskip("ale_py")
 
@@ -45,7 +45,7 @@ def playing_on(game):
     return ale
 
 
-@pytest.mark.parametrize("game", GAMES)
+@pytest.mark.parametrize("game", slow_except(["beam_rider", "breakout", "pong"], GAMES))
 def test_one_emulator_serves_lanes_as_emulators_of_their_own_would(game):
     """Also of lives, and as far as games that are over."""
     lanes, chance = 4, np.random.default_rng(0)
@@ -453,8 +453,8 @@ def test_a_number_of_workers_that_is_none_is_refused(monkeypatch):
     ("game", "options"),
     [
         ("breakout", {}),
-        ("pong", {"frame_skip": 3}),
-        ("asterix", {"fire": "episode"}),
+        pytest.param("pong", {"frame_skip": 3}, marks=pytest.mark.slow),
+        pytest.param("asterix", {"fire": "episode"}, marks=pytest.mark.slow),
         ("asterix", {}),
         ("space_invaders", {"cut_lives": False, "fire": "never", "actions": "full", "frame_skip": 3}),
         ("bowling", {"preset": "machado", "sticky": 0.0}),
@@ -638,7 +638,7 @@ def test_a_game_that_is_over_can_be_seen_going_on(game):
 @pytest.mark.parametrize(
     ("game", "options"),
     [
-        ("space_invaders", {}),
+        pytest.param("space_invaders", {}, marks=pytest.mark.slow),
         ("ms_pacman", {"sticky": 0.25, "frame_skip": (2, 4)}),
         ("asterix", {"frame_skip": 1}),
     ],

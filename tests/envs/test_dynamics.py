@@ -64,7 +64,7 @@ def trajectory(model, step):
     return jax.jit(lambda data: jax.lax.scan(follow, data, length=STEPS)[1])(data)
 
 
-@pytest.fixture(scope="module", params=["cpu", "gpu"])
+@pytest.fixture(scope="module", params=["cpu", pytest.param("gpu", marks=pytest.mark.slow)])
 def ours(request, tumbler):
     with mock.patch.object(dynamics, "platform", return_value=request.param), dynamics.tracing():
         return trajectory(tumbler, mjx.step)

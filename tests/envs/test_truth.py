@@ -1,7 +1,7 @@
 """Every task of gymnax and Brax against the library itself, from the states of 256 steps of random play.
 
-The default run has the gymnax tasks that compile in a few seconds (``test_adapters`` has one of Brax). All of
-them, about ten minutes on two cores:
+The default run has a few tasks of gymnax (``test_adapters`` has one of Brax). All of them, about
+ten minutes on two cores:
 
     pytest -m "slow or not slow" tests/envs/test_truth.py
 """
@@ -14,15 +14,19 @@ import pytest
 
 from popjax import envs
 from tests.envs import truth
+from tests.support import slow_except
 
-SLOW = {"Asterix-MinAtar", "Freeway-MinAtar", "Seaquest-MinAtar", "Acrobot-v1"}
+FEW = {
+    "Breakout-MinAtar",
+    "CartPole-v1",
+    "DeepSea-bsuite",
+    "FourRooms-misc",
+    "MountainCarContinuous-v0",
+    "Pendulum-v1",
+}
 
 
-def marked(tasks, slow):
-    return [pytest.param(task, marks=pytest.mark.slow if slow(task) else ()) for task in tasks]
-
-
-@pytest.mark.parametrize("task", marked(envs.tasks("gymnax"), SLOW.__contains__))
+@pytest.mark.parametrize("task", slow_except(FEW, envs.tasks("gymnax")))
 def test_gymnax_equals_the_library_in_every_task(task):
     truth.assert_equals_the_library("gymnax", task)
 

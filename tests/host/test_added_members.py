@@ -17,6 +17,7 @@ from popjax.host.runs import Result, added_members, best_policies, log, rundir
 from popjax.host.training import train
 from tests.host import tiny
 from tests.host.test_train import OPTIONS, lines
+from tests.support import slow_except
 
 ENV = make("probe/context")
 METHOD = tiny.build(ENV, tiny.Config(uneven=True))
@@ -137,7 +138,7 @@ def test_names_of_members_do_not_depend_on_the_order_of_axes_in_a_resumed_run(tm
     same(tmp_path / "run", tmp_path / "never")
 
 
-@pytest.mark.parametrize("then", [(0.1, 0.3), (0.3,), pytest.param((0.5, 0.3), marks=pytest.mark.slow)])
+@pytest.mark.parametrize("then", slow_except([(0.1, 0.3)], [(0.1, 0.3), (0.3,), (0.5, 0.3)]))
 @pytest.mark.parametrize(
     ("module", "struck", "call"),
     [
@@ -206,10 +207,12 @@ TINY = ["tiny", "--env", "probe/context", "--env-steps", "24", "--log-every", "1
     ("before", "after", "count"),
     [
         (["--seeds=2"], ["--seeds=3"], 3),
-        (["--sweep=config.capacity=10,20"], ["--sweep=config.capacity=10,20,30"], 3),
+        pytest.param(
+            ["--sweep=config.capacity=10,20"], ["--sweep=config.capacity=10,20,30"], 3, marks=pytest.mark.slow
+        ),
         (["--sweep=config.capacity=10,20"], ["--sweep=config.capacity=10,20", "--seeds=2"], 4),
         (["--sweep=config.capacity=10,20"], ["--sweep=config.capacity=10,20", "--checkpoint-every=12"], 2),
-        (["--seeds=2", "--slice=1"], ["--seeds=3", "--slice=1"], 3),
+        pytest.param(["--seeds=2", "--slice=1"], ["--seeds=3", "--slice=1"], 3, marks=pytest.mark.slow),
     ],
 )
 def test_the_command_line_adds(

@@ -97,7 +97,7 @@ def test_the_curve_of_a_run_leaves_out_failed_members_and_knows_its_goal(
     broken = lambda rows: {1: (rows.generation[1, -1], "losses.loss")} if 1 in rows.active else {}  # noqa: E731
     monkeypatch.setattr(loop, "non_finite", broken)
     monkeypatch.setattr(
-        summary.report,
+        summary,
         "learning_curve",
         lambda made, path, title, stop_at_return: drawn.append(({e.member for e in made}, stop_at_return)),
     )

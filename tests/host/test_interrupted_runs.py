@@ -30,6 +30,7 @@ from popjax.host.terminal import Lasting, complain
 from popjax.host.training import compiled_programs, loop, train
 from tests.host import tiny
 from tests.host.test_train import OPTIONS, lines
+from tests.support import slow_except
 
 ROOT = Path(__file__).parents[2]
 ENV = make("probe/context")
@@ -472,7 +473,10 @@ def test_a_terminal_without_a_character_shows_another(monkeypatch: pytest.Monkey
     assert not Lasting(None).isatty()
 
 
-@pytest.mark.parametrize("how", ["2>&-", ">&-", "2>&- >&- <&-", ">/dev/full", "2>/dev/full"])
+@pytest.mark.parametrize(
+    "how",
+    slow_except(["2>&- >&- <&-", ">/dev/full"], ["2>&-", ">&-", "2>&- >&- <&-", ">/dev/full", "2>/dev/full"]),
+)
 def test_streams_that_the_shell_closed_or_filled(how: str, tmp_path: Path) -> None:
     """Nothing that a library prints goes into a file of the run, and the exit code is that of success."""
     program = PROGRAM.format("run")

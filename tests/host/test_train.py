@@ -333,7 +333,7 @@ def test_a_curve_that_cannot_be_drawn_leaves_the_result(
     def failing(*_: Any, **__: Any) -> None:
         raise RuntimeError("no\nfont")
 
-    monkeypatch.setattr(summary.report, "learning_curve", failing)
+    monkeypatch.setattr(summary, "learning_curve", failing)
     result = train(tiny.build(ENV), ENV, env_steps=120, run_dir=tmp_path, **OPTIONS)
     assert json.loads((tmp_path / "summary.json").read_text()) == result.summary
     assert capsys.readouterr().err == "no learning curve was drawn: RuntimeError: no font\n"
@@ -346,7 +346,7 @@ def test_a_run_that_was_killed_at_its_curve_draws_it_when_resumed(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(summary.report, "learning_curve", killed)
+        patch.setattr(summary, "learning_curve", killed)
         with pytest.raises(KeyboardInterrupt):
             train(tiny.build(ENV), ENV, env_steps=120, run_dir=tmp_path, **OPTIONS)
     train(tiny.build(ENV), ENV, env_steps=120, run_dir=tmp_path, resume=True, **OPTIONS)

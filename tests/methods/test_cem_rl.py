@@ -196,7 +196,12 @@ def test_defaults_are_the_papers():
 
 
 CASES = {
-    "cem_rl": Case(lambda: cem_rl.build(make("probe/delay"), replace(TINY, warmup=4, batch=2)), 4, mean=True),
+    "cem_rl": Case(
+        lambda: cem_rl.build(make("probe/delay"), replace(TINY, warmup=4, batch=2)),
+        4,
+        mean=True,
+        slow_members=True,
+    ),
     "cem_rl-mixing": Case(
         lambda: cem_rl.build(make("probe/delay"), replace(TINY, warmup=4, batch=2, mixing=True)),
         4,

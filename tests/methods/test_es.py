@@ -172,7 +172,7 @@ def test_what_cannot_be_is_refused(options, message):
 
 
 CASES = {
-    "es": Case(lambda: es.build(make("probe/delay"), TINY), 6, mean=True),
+    "es": Case(lambda: es.build(make("probe/delay"), TINY), 6, mean=True, slow_members=True),
     "es-cma": Case(
         lambda: es.build(
             make("probe/corridor-discrete"), replace(TINY, strategy="CMA_ES", normalize_obs=False)

@@ -696,5 +696,6 @@ def test_a_replay_whose_frames_belong_to_its_lanes_is_not_copied():
         pbt.build(make("probe/corridor", frame_stack=2), off_policy(copy_replay=True))
 
 
+@pytest.mark.slow
 def test_a_member_evolves_at_its_own_ready_points():
     out_of_step(*compiled("off"), ahead=1)

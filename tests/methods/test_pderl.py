@@ -22,7 +22,7 @@ from popjax.evolution.select import replaceable
 from popjax.intrinsic import contrastive, diayn
 from popjax.methods import erl, pderl
 from popjax.replay.ring import latest
-from tests.support import Case, close, same
+from tests.support import Case, close, same, slow_except
 
 LIMIT = 12
 TINY = pderl.Config(
@@ -43,7 +43,7 @@ VARIANTS = {
     "perl": replace(TINY, crossover="n_point", elite_fraction=0.4),
     "erl": replace(TINY, crossover="n_point", mutation="gaussian", population=2),
 }
-SOME = [pytest.param(name, marks=[pytest.mark.slow] * (name in ("derl", "perl"))) for name in VARIANTS]
+SOME = slow_except(["pderl"], VARIANTS)
 
 
 def walk():
@@ -178,7 +178,7 @@ def test_senseless_configs_are_refused(numbers, message):
         pderl.Config(**numbers)
 
 
-@pytest.mark.parametrize("kind", [td3, sac, pytest.param(sac2018, marks=pytest.mark.slow), dqn])
+@pytest.mark.parametrize("kind", slow_except([dqn], [td3, sac, sac2018, dqn]))
 def test_every_kind_of_agent_evolves(kind):
     """A learner enters as it is, children are born, and the elite's copy survives."""
     env = make("probe/corridor-discrete" if kind is dqn else "probe/corridor")
@@ -399,7 +399,7 @@ def test_an_individual_that_has_diverged_is_no_champion(weight):
     assert all(np.isfinite(x).all() for x in kept if x.dtype == jnp.float32)
 
 
-@pytest.mark.parametrize("name", ["pderl", "perl", "erl"])
+@pytest.mark.parametrize("name", slow_except(["pderl"], ["pderl", "perl", "erl"]))
 def test_everybodys_parents_are_told(name):
     """Without mutation a slot of one parent is that parent; the learner's has none, a child has two."""
     config, children = VARIANTS[name], 0

@@ -20,7 +20,7 @@ from popjax.methods import ce, independent, pbt, pderl
 from popjax.nets import images
 from popjax.population import drives, offpolicy
 from popjax.replay.ring import ring
-from tests.support import close, equal, same
+from tests.support import close, equal, same, slow_except
 
 P, N, B, D = 3, 2, 5, 2
 SPEC = Spec("task", (D,), 1, 10)
@@ -361,15 +361,14 @@ METHODS_FROM_PIXELS = {
     "pbt": lambda agent, drive: (pbt, replace(pbt.configured(agent), drive=drive, capacity=300)),
     "pderl": lambda agent, drive: (pderl, pderl.Config(agent, drive=drive, capacity=700, memory=10)),
 }
+DRIVEN = [("independent", "rnd"), *((name, "collab") for name in METHODS_FROM_PIXELS)]
 
 
 @pytest.mark.parametrize(("agent", "torso"), [(DRQ, "drq"), (MINATAR, "minatar")], ids=["drq", "dqn"])
-@pytest.mark.parametrize(
-    ("name", "drive"), [("independent", "rnd"), *((name, "collab") for name in METHODS_FROM_PIXELS)]
-)
-def test_convolutions_of_a_drive_are_of_the_shape_of_the_agents(name, agent, torso, drive):
+@pytest.mark.parametrize("what", slow_except(DRIVEN[:2], DRIVEN), ids="-".join)
+def test_convolutions_of_a_drive_are_of_the_shape_of_the_agents(what, agent, torso):
     """Whatever the method, unless told otherwise; these images alone would call for Atari's."""
-    side = 36
+    (name, drive), side = what, 36
 
     def convolutions(config):
         module, config = METHODS_FROM_PIXELS[name](agent, config)

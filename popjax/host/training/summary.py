@@ -10,9 +10,9 @@ import jax
 import numpy as np
 
 from popjax import tree
-from popjax.host import report
 from popjax.host.checkpoints import state_arrays
 from popjax.host.numbers import plain
+from popjax.host.report import learning_curve
 from popjax.host.runs import rundir
 from popjax.host.runs.history import History, empty
 from popjax.host.runs.run import TIMED, Position, Result, Run, wall_seconds
@@ -127,7 +127,7 @@ def _draw_curves(run: Run, files: rundir.RunDirectory, position: Position) -> No
         evaluations = [e for e in position.evaluations if e.member in numbers]
         title = f"{run.title}, {setting}" if setting else run.title
         files.curve(setting).parent.mkdir(exist_ok=True)
-        report.learning_curve(evaluations, files.curve(setting), title=title, stop_at_return=goal)
+        learning_curve(evaluations, files.curve(setting), title=title, stop_at_return=goal)
 
 
 def _briefly(entry: dict[str, Any]) -> dict[str, Any]:

@@ -124,7 +124,7 @@ def test_every_command_takes_its_run(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(ROOT)
     run = str(tmp_path / "run")
     name = "examples.sixth_method"
-    mine = [name, *OPTIONS, "--log-every", "30"]  # chunks of one length: three runs compile once
+    mine = [name, *OPTIONS, "--log-every", "30"]  # chunks of one length: two runs compile once
     common = [*mine, "--run-dir", run, "--seeds", "2"]
     assert cli.run([*common, "--env-steps", "90"]) == 0
     assert cli.run([*common, "--env-steps", "120", "--resume"]) == 0
@@ -132,10 +132,26 @@ def test_every_command_takes_its_run(tmp_path, capsys, monkeypatch):
     assert cli.evaluate([run, "--episodes", "2"]) == 0
     assert cli.report([run, "--out", str(tmp_path / "report")]) == 0
     assert cli.export([f"{run}", "--out", str(tmp_path / "policy")]) == 0
+
+
+@pytest.mark.slow
+def test_its_run_is_a_teacher_and_swept(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    run, mine = str(tmp_path / "run"), ["examples.sixth_method", *OPTIONS]
+    assert cli.run([*mine, "--run-dir", run, "--env-steps", "60"]) == 0
     student = ["distil", "--env", "probe/corridor", "--teacher", f"{run}:0", "--env-steps", "64"]
     sizes = ["--config.lanes", "2", "--config.steps", "4", "--config.updates", "1", "--config.batch", "2"]
     assert cli.run([*student, *sizes, "--run-dir", str(tmp_path / "student")]) == 0
-    swept = ["--sweep", "hyper.gap=1,10", "--env-steps", "60", "--run-dir", str(tmp_path / "sweep")]
+    swept = [
+        "--log-every",
+        "30",
+        "--sweep",
+        "hyper.gap=1,10",
+        "--env-steps",
+        "60",
+        "--run-dir",
+        str(tmp_path / "sweep"),
+    ]
     assert cli.run([*mine, *swept]) == 0
 
 

@@ -392,6 +392,7 @@ def normalizing():
     return method, jax.jit(method.init), jax.jit(method.step)
 
 
+@pytest.mark.slow
 def test_a_member_takes_its_own_number_of_gradient_steps():
     """Also beside one that is ahead and owes another number: none beside one, and one beside two."""
     out_of_step(*normalizing(), ahead=7)

@@ -406,7 +406,12 @@ def a_case():
     env = make("probe/corridor-discrete")
     teacher = recurrent_actor_critic((1,), env.spec.action_dim, network)
     run = imitation.of_network(env.spec, teacher, teacher.init(jax.random.key(7))).policy
-    return Case(lambda: distil.build(env, config, [distil.Graded(run, -1, 0.0)]), population=1, alone=False)
+    return Case(
+        lambda: distil.build(env, config, [distil.Graded(run, -1, 0.0)]),
+        population=1,
+        alone=False,
+        slow_members=True,
+    )
 
 
 CASES = {"distil": a_case()}

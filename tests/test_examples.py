@@ -73,7 +73,7 @@ def test_it_has_at_most_150_lines():
 @pytest.mark.parametrize(
     ("task", "agent"),
     [
-        ("probe/corridor", SMALL.agent),
+        pytest.param("probe/corridor", SMALL.agent, marks=pytest.mark.slow),
         pytest.param("probe/corridor-discrete", dqn.Config(hidden=(8,)), id="dqn"),
     ],
 )

@@ -28,6 +28,7 @@ from popjax.host.scaling import shard, sweep
 from popjax.host.training import compiled_programs, program_store
 from popjax.methods import onpolicy
 from tests.host import tiny
+from tests.support import slow_except
 
 SMALL: dict[str, Any] = {"env_steps": 40, "eval_every": 40, "eval_episodes": 1, "quiet": True}
 BEGUN = program_store._begun
@@ -214,6 +215,7 @@ def test_finding_programs_counts_as_compiling(monkeypatch: pytest.MonkeyPatch) -
     assert popjax.train(*untraced(), **SMALL).summary["compile_seconds"] > 3.0
 
 
+@pytest.mark.slow
 def test_quick_programs_are_stored_for_runs_alone(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As JAX does, which does not keep what it compiles in less than a second."""
     monkeypatch.setattr(program_store, "_traces_alone", False)
@@ -240,7 +242,7 @@ def test_what_jax_has_in_its_cache_is_not_stored_as_well(store: Path) -> None:
         assert not store.exists()
 
 
-@pytest.mark.parametrize("broken", [b"", b"not a program"])
+@pytest.mark.parametrize("broken", slow_except([b"not a program"], [b"", b"not a program"]))
 def test_a_broken_file_is_compiled_again(store: Path, broken: bytes) -> None:
     first = popjax.train(*built(), **SMALL)
     for file in (store / "texts").iterdir():

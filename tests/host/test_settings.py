@@ -31,7 +31,7 @@ from popjax.host.training import compile_cache, evaluate, program_store, train
 from popjax.methods import ca2e, distil, onpolicy
 from tests.host import tiny
 from tests.host.runs import make_run
-from tests.support import equal
+from tests.support import equal, slow_except
 
 ROOT = Path(__file__).parents[2]
 SHORT: dict[str, Any] = {"env_steps": 48, "eval_every": 24, "eval_episodes": 2, "quiet": True}
@@ -184,7 +184,7 @@ def test_a_method_is_asked_about_the_end_of_a_run_in_whole_chunks(env_steps: int
     assert asked == [end]
 
 
-@pytest.mark.parametrize("generator", ["rbg", "unsafe_rbg"])
+@pytest.mark.parametrize("generator", slow_except(["unsafe_rbg"], ["rbg", "unsafe_rbg"]))
 def test_a_member_is_the_run_of_its_seed_alone_with_any_generator(generator: str):
     with jax.default_prng_impl(generator):
         assert not sweep.vmappable()

@@ -110,7 +110,7 @@ def test_a_kill_loses_at_most_what_follows_the_last_checkpoint(tmp_path: Path, s
     assert not list((run / "checkpoints").glob("partial-*"))
 
 
-@pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.slow)])
 def test_killed_at_random_moments_and_resumed_it_ends_in_the_same_state(
     kills: int, tmp_path: Path, straight: str
 ) -> None:

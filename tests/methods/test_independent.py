@@ -18,7 +18,7 @@ from popjax.envs import make
 from popjax.intrinsic import contrastive, diayn, rnd
 from popjax.methods import independent
 from popjax.replay.ring import latest
-from tests.support import Case, close, out_of_step, same, slow_except
+from tests.support import Case, close, out_of_step, same
 
 TINY = independent.Config(agent=td3.Config(hidden=(8, 8)), batch=8, capacity=64, warmup=5)
 CONFIGS = {
@@ -295,6 +295,7 @@ def test_games_have_the_constants_of_dqn():
     assert independent.METHOD.preset("gym/Hopper-v4") is None
 
 
-@pytest.mark.parametrize("name", slow_except(["one"], ["one", "three"]))
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["one", "three"])
 def test_a_member_in_its_warm_up_does_not_learn_beside_one_that_does(name):
     out_of_step(*compiled(name), ahead=4)

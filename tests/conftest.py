@@ -51,19 +51,19 @@ compile_cache.keep_compiled()  # from the first test on, so that all of them fin
 # Tests replace functions that a stored program would still contain; their subprocesses do not.
 program_store.trace_nobody_elses_code = lambda: None
 
-draw, _drawn = summary.learning_curve, bytearray()
+_draw, _drawn = summary.learning_curve, bytearray()
 
 
-def draw_once(evaluations: Any, path: Any, **options: Any) -> None:
+def _draw_once(evaluations: Any, path: Any, **options: Any) -> None:
     """Draw the learning curve of the first run and give the others a copy: many runs of tests train for less
     time than drawing takes."""
     if not _drawn:
-        draw(evaluations, path, **options)
+        _draw(evaluations, path, **options)
         _drawn.extend(Path(path).read_bytes())
     Path(path).write_bytes(_drawn)
 
 
-summary.learning_curve = draw_once
+summary.learning_curve = _draw_once
 
 FIRST = {"test_conformance.py", "test_cspc.py", "test_ce.py", "test_cdrl.py", "test_testing.py"}
 """Files that take longest."""

@@ -37,7 +37,7 @@ class Case(NamedTuple):
 
 
 def slow_except(quick: Iterable[Any], values: Iterable[Any]) -> list[Any]:
-    """Return ``values`` as parameters of a test, which is slow with those that are not among ``quick``."""
+    """Return ``values`` as parameters of a test, those that are not in ``quick`` marked slow."""
     quick = list(quick)
     return [pytest.param(x, marks=[pytest.mark.slow] * (x not in quick)) for x in values]
 

@@ -124,7 +124,7 @@ def test_every_command_takes_its_run(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(ROOT)
     run = str(tmp_path / "run")
     name = "examples.sixth_method"
-    mine = [name, *OPTIONS, "--log-every", "30"]  # chunks of one length: two runs compile once
+    mine = [name, *OPTIONS]
     common = [*mine, "--run-dir", run, "--seeds", "2"]
     assert cli.run([*common, "--env-steps", "90"]) == 0
     assert cli.run([*common, "--env-steps", "120", "--resume"]) == 0

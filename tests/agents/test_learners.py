@@ -69,8 +69,9 @@ def learner(name):
     return agent, train
 
 
-FEW = ("delay", "context")
-"""Probes that need what the others need, too: values of later rewards, and actions by observation."""
+FEW = ("delay", "context", "endless")
+"""Later rewards, actions that depend on the observation, and values beyond a time limit; the other probes are
+simpler."""
 
 
 @pytest.mark.parametrize("probe", slow_except(FEW, ANSWERS))

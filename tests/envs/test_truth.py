@@ -1,6 +1,6 @@
 """Every task of gymnax and Brax against the library itself, from the states of 256 steps of random play.
 
-The default run has a few tasks of gymnax (``test_adapters`` has one of Brax). All of them, about
+The default run has a few tasks of gymnax (``test_adapters`` has one of Brax). All of them take about
 ten minutes on two cores:
 
     pytest -m "slow or not slow" tests/envs/test_truth.py
